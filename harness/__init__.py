@@ -1,0 +1,1 @@
+"""Trains and measures SAGE beside timm's Mixup and CutMix."""

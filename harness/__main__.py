@@ -1,0 +1,86 @@
+"""``python -m harness``: trains, and shows."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from harness.data import DataConfig
+from harness.methods import METHODS
+from harness.methods.base import MethodConfig
+from harness.train import RunConfig, ScheduleConfig, train
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train every method with every seed, and append one line a run to OUT/results.jsonl.
+
+    A run that stands there already is skipped, and one that was cut off goes on from its last
+    epoch.
+
+    Examples:
+
+      python -m harness train --methods none mixup cutmix sage --epochs 10
+
+      python -m harness train --dataset torch/cifar10 --data-dir DIR --dataset-download
+        --model preactresnet18_cifar --epochs 300 --lr 0.2 --weight-decay 1e-4 --sched multistep
+        --methods sage --lambda-max 0.6 --update-ratio 0.7 --device cuda
+
+      python -m harness train --dataset folder --data-dir DIR --val-split test --train-size 1000
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Methods to train with."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train with."""
+    model: str = "preactresnet8_cifar"
+    """Any network that timm knows; of the harness's own: preactresnet8_cifar (small),
+    preactresnet18_cifar, wrn16_8_cifar, resnext29_4_24_cifar."""
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
+    schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
+        default_factory=ScheduleConfig
+    )
+    mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
+    channels_last: bool = False
+    """Lay images and weights out with channels last."""
+    device: str = "cpu"
+    """Where to train: cpu, cuda, cuda:1, ..."""
+    out: Path = Path("runs")
+    """Folder for results.jsonl and checkpoints."""
+
+    def __call__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"--methods: no method {method!r}; there are {', '.join(METHODS)}")
+        runs = [
+            RunConfig(
+                method, seed, self.model, self.data, self.schedule, self.mixing, self.channels_last
+            )
+            for seed in self.seeds
+            for method in self.methods
+        ]
+        for run in tqdm(runs, desc="runs", disable=None):
+            line = train(run, self.out, torch.device(self.device))
+            tqdm.write(
+                f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
+                f"step {line['step_ms']:.1f} ms"
+            )
+        tqdm.write(f"results: {self.out / 'results.jsonl'}")
+
+
+def main() -> None:
+    """Runs one command; bad input ends with one line and exit code 2."""
+    command = tyro.extras.subcommand_cli_from_dict({"train": Train}, prog="python -m harness")
+    try:
+        command()
+    except ValueError as error:
+        sys.exit(f"harness: {error}") if False else print(f"harness: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Data sets by name: the embedded glyphs, or whatever timm's ``create_dataset`` reads."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_dataset, create_loader
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import v2
+
+from harness.glyphs import Glyphs
+
+_GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train and to measure on."""
+
+    dataset: str = "glyphs"
+    """glyphs (embedded), or a name that timm knows: torch/cifar10, torch/cifar100, folder, hfds/..."""
+    data_dir: str | None = None
+    """Where the data set is, or is downloaded to (not for glyphs)."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "validation"
+    """Split to measure on."""
+    dataset_download: bool = False
+    """Let timm download the data set, where it can."""
+    train_size: int | None = None
+    """Train on so many images, the same number of each class, drawn with the run's seed."""
+    image_size: int = 32
+    """Height and width in pixels."""
+    train_crop_mode: str = "pad"
+    """pad: resize, then a random crop from the image padded by an eighth (CIFAR's usual); or one of
+    timm's: rrc, rkrc, rkrr."""
+    batch_size: int = 100
+    """Images in a batch."""
+    workers: int = 0
+    """Processes that load data."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two data sets of a run."""
+
+    train: Dataset
+    validation: Dataset
+    classes: list[str]
+    hflip: float
+    """Probability of a horizontal flip in training: characters are not the same in a mirror."""
+
+
+class Subset(Dataset):
+    """Some images of a data set, with a transform of its own."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int):
+        image, target = self.dataset[self.indices[index]]
+        return image if self.transform is None else self.transform(image), target
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """Opens a data set's two splits.
+
+    Args:
+        config: Which one.
+        seed: Draws the training subset, and the glyphs.
+
+    Raises:
+        ValueError: If the data set cannot be opened, or has too few images for ``train_size``.
+    """
+    if config.dataset == "glyphs":
+        train = Glyphs("train", config.train_size or _GLYPHS_TRAIN, config.image_size, seed)
+        validation = Glyphs("validation", _GLYPHS_VALIDATION, config.image_size, seed=0)
+        if config.train_size:
+            _per_class(config.train_size, len(train.classes))
+        return Splits(train, validation, train.classes, hflip=0.0)
+    train, validation = (_open(config, split) for split in (config.train_split, config.val_split))
+    targets = _targets(train)
+    classes = _classes(train, targets)
+    if config.train_size:
+        train = Subset(train, balanced_indices(targets, config.train_size, seed))
+    return Splits(train, validation, classes, hflip=0.5)
+
+
+def balanced_indices(targets: Sequence[int], size: int, seed: int) -> list[int]:
+    """Draws ``size`` indices, the same number of each class.
+
+    Raises:
+        ValueError: If ``size`` is no multiple of the number of classes, or a class has too few.
+    """
+    by_class = defaultdict(list)
+    for index, target in enumerate(targets):
+        by_class[target].append(index)
+    each = _per_class(size, len(by_class))
+    random = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for target, indices in sorted(by_class.items()):
+        if len(indices) < each:
+            raise ValueError(
+                f"train_size={size} takes {each} images of each class, but class {target} has "
+                f"{len(indices)}"
+            )
+        chosen += random.choice(indices, each, replace=False).tolist()
+    return sorted(chosen)
+
+
+def make_loader(
+    config: DataConfig, dataset: Any, model_config: dict[str, Any], device: torch.device, hflip: float | None
+):
+    """Makes timm's loader, which normalises on the device; ``hflip=None`` is for evaluation."""
+    training = hflip is not None
+    crop = config.train_crop_mode
+    loader = create_loader(
+        dataset,
+        input_size=(3, config.image_size, config.image_size),
+        batch_size=config.batch_size if training else 4 * config.batch_size,
+        is_training=training,
+        train_crop_mode=crop if training and crop != "pad" else None,
+        hflip=hflip or 0.0,
+        color_jitter=0.0,
+        interpolation=model_config["interpolation"],
+        mean=model_config["mean"],
+        std=model_config["std"],
+        crop_pct=1.0,
+        num_workers=config.workers,
+        persistent_workers=False,  # fresh workers take their seeds from the epoch's
+        device=device,
+    )
+    if training and crop == "pad":
+        size = config.image_size
+        loader.dataset.transform = v2.Compose(
+            [
+                v2.Resize((size, size)),
+                v2.RandomCrop(size, padding=size // 8),
+                v2.RandomHorizontalFlip(hflip),
+                v2.PILToTensor(),
+            ]
+        )
+    return loader
+
+
+def _open(config: DataConfig, split: str) -> Any:
+    try:
+        dataset = create_dataset(
+            config.dataset,
+            root=config.data_dir,
+            split=split,
+            download=config.dataset_download,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"cannot open split {split!r} of dataset={config.dataset!r} in "
+            f"data_dir={config.data_dir!r}: {error}"
+        ) from error
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"dataset={config.dataset!r} is a stream; the harness needs random access")
+    return dataset
+
+
+def _targets(dataset: Any) -> list[int]:
+    if hasattr(dataset, "targets"):
+        return [int(target) for target in dataset.targets]
+    if hasattr(getattr(dataset, "reader", None), "samples"):
+        return [int(target) for _, target in dataset.reader.samples]
+    return [int(dataset[index][1]) for index in range(len(dataset))]
+
+
+def _classes(dataset: Any, targets: list[int]) -> list[str]:
+    if hasattr(dataset, "classes"):
+        return list(dataset.classes)
+    by_name = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if by_name:
+        return sorted(by_name, key=by_name.__getitem__)
+    return [str(target) for target in range(max(targets) + 1)]
+
+
+def _per_class(size: int, classes: int) -> int:
+    each, rest = divmod(size, classes)
+    if rest or not each:
+        raise ValueError(f"train_size must be a multiple of the {classes} classes, got {size}")
+    return each

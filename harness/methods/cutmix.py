@@ -1,0 +1,18 @@
+"""CutMix, timm's own (Yun et al., CutMix: Regularization Strategy, ICCV 2019)."""
+
+from timm.data import Mixup
+from torch import nn
+
+from harness.methods.base import MethodConfig
+
+NAME = "cutmix"
+
+
+def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
+    """Makes timm's Mixup class with CutMix alone, one box for the batch."""
+    return Mixup(
+        mixup_alpha=0.0,
+        cutmix_alpha=config.alpha,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+    )

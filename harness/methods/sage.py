@@ -1,0 +1,23 @@
+"""SAGE (Ma et al., Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022)."""
+
+from torch import nn
+
+from harness.methods.base import MethodConfig
+from sage_timm import SageMixup
+
+NAME = "sage"
+
+
+def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SageMixup:
+    """Makes SageMixup with one weight for the batch, attached to the model."""
+    return SageMixup(
+        mixup_alpha=config.alpha,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+        model=model,
+        loss_fn=loss_fn,
+        lambda_max=config.lambda_max,
+        update_ratio=config.update_ratio,
+        search=config.search,
+        search_fraction=config.search_fraction,
+    )

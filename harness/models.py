@@ -1,0 +1,89 @@
+"""The networks of the comparison: timm's own, with the stems that 32-pixel images need.
+
+Importing this file registers them with timm, so that ``timm.create_model`` knows their names.
+"""
+
+from typing import Any
+
+from timm.layers import BatchNormAct2d, create_conv2d
+from timm.models import register_model
+from timm.models.resnet import Bottleneck, ResNet
+from timm.models.resnetv2 import ResNetV2
+from torch import nn
+
+# The mean and standard deviation of CIFAR-10's training images, as the authors of SAGE use them.
+_CIFAR_CONFIG = {
+    "input_size": (3, 32, 32),
+    "fixed_input_size": False,
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "mean": (0.4914, 0.4824, 0.4467),
+    "std": (0.2471, 0.2435, 0.2616),
+    "num_classes": 10,
+}
+
+
+def _refuse_pretrained(pretrained: bool) -> None:
+    if pretrained:
+        raise ValueError("pretrained=True: the harness's CIFAR networks have no pretrained weights")
+
+
+def _preact_resnet(
+    layers: list[int], channels: tuple[int, ...], stem: int, **kwargs: Any
+) -> ResNetV2:
+    """Pre-activation ResNet (He et al., 2016) with basic blocks and a 3 x 3 stem."""
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(key, None)
+    model = ResNetV2(
+        layers,
+        channels=channels,
+        stem_chs=stem,
+        basic=True,
+        bottle_ratio=1.0,
+        conv_layer=create_conv2d,
+        norm_layer=BatchNormAct2d,
+        **kwargs,
+    )
+    model.stem.conv = create_conv2d(model.in_chans, stem, kernel_size=3)
+    nn.init.kaiming_normal_(model.stem.conv.weight, mode="fan_out", nonlinearity="relu")
+    model.stem.pool = nn.Identity()
+    model.pretrained_cfg = model.default_cfg = _CIFAR_CONFIG
+    return model
+
+
+@register_model
+def preactresnet8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """A small network that two CPU cores can train: one block a stage, 16 to 64 channels."""
+    _refuse_pretrained(pretrained)
+    return _preact_resnet([1, 1, 1], (16, 32, 64), 16, **kwargs)
+
+
+@register_model
+def preactresnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """PreActResNet18 (He et al., 2016) for 32-pixel images, as in SAGE's experiments."""
+    _refuse_pretrained(pretrained)
+    return _preact_resnet([2, 2, 2, 2], (64, 128, 256, 512), 64, **kwargs)
+
+
+@register_model
+def wrn16_8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """Wide ResNet 16-8 (Zagoruyko and Komodakis, 2016), as in SAGE's experiments."""
+    _refuse_pretrained(pretrained)
+    return _preact_resnet([2, 2, 2], (128, 256, 512), 16, **kwargs)
+
+
+@register_model
+def resnext29_4_24_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNeXt29-4-24 (Xie et al., 2017) for 32-pixel images, as in SAGE's experiments."""
+    _refuse_pretrained(pretrained)
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(key, None)
+    model = ResNet(
+        Bottleneck, (3, 3, 3), channels=(64, 128, 256), cardinality=4, base_width=24, **kwargs
+    )
+    model.conv1 = nn.Conv2d(model.in_chans, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    model.layer4 = nn.Identity()
+    model.pretrained_cfg = model.default_cfg = _CIFAR_CONFIG
+    return model

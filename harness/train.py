@@ -1,0 +1,255 @@
+"""Trains one network with one method and one seed: the loop that every result comes from."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import AverageMeter, accuracy, random_seed
+from torch import nn
+from tqdm import tqdm
+
+import harness.models  # noqa: F401  (registers the networks with timm)
+from harness import methods
+from harness.data import DataConfig, load_splits, make_loader
+from harness.methods.base import MethodConfig
+from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
+
+_EPOCHS_MEASURED = 10  # the paper reports the median accuracy of the last ten epochs
+_MOST_EPOCHS = 100_000
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The optimiser and its schedule, the same for every method."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    lr: float = 0.1
+    """Initial learning rate."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    sched: Literal["cosine", "multistep", "constant"] = "cosine"
+    """timm's scheduler."""
+    decay_milestones: tuple[int, ...] = (100, 200)
+    """multistep: epochs at which the learning rate falls to a tenth."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides one run's result, but for the machine."""
+
+    method: str
+    seed: int
+    model: str = "preactresnet8_cifar"
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mixing: MethodConfig = field(default_factory=MethodConfig)
+    channels_last: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON, less those that change nothing in the result."""
+        settings = asdict(self)
+        for name in ("data_dir", "dataset_download", "workers"):
+            del settings["data"][name]
+        identity: dict[str, Any] = json.loads(json.dumps(settings))
+        return identity
+
+    def name(self) -> str:
+        """A file name of its own for each identity."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return f"{self.method}-seed{self.seed}-{digest[:10]}"
+
+
+def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
+    """Trains and measures one run, or goes on with it, or reads its result if it is there.
+
+    Each epoch starts from random states made of the seed and the epoch, so that a run that was cut
+    off and goes on ends with the same bits as one that never was.
+
+    Args:
+        config: What to train.
+        out: Folder of ``results.jsonl`` and ``checkpoints/``.
+        device: Where.
+
+    Returns:
+        The line of ``results.jsonl``.
+
+    Raises:
+        ValueError: If a setting does not fit.
+    """
+    results = out / "results.jsonl"
+    for line in read_results(results):
+        if line["config"] == config.identity():
+            return line
+    if not 0 < config.schedule.epochs < _MOST_EPOCHS:
+        raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {config.schedule.epochs}")
+    run = _Run(config, device)
+    checkpoint = out / "checkpoints" / f"{config.name()}.pt"
+    state = load_checkpoint(checkpoint, device)
+    if state is not None:
+        run.load_state(state)
+    epochs = config.schedule.epochs
+    for epoch in range(len(run.history), epochs):
+        run.epoch(epoch, measure=epoch >= epochs - _EPOCHS_MEASURED)
+        save_checkpoint(checkpoint, run.state())
+    line = run.result()
+    append_result(results, line)
+    return line
+
+
+class _Run:
+    """A run's state between two epochs."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        schedule = config.schedule
+        self.config = config
+        self.device = device
+        self.splits = load_splits(config.data, config.seed)
+        random_seed(config.seed * _MOST_EPOCHS)
+        model = timm.create_model(config.model, num_classes=len(self.splits.classes))
+        self.model = model.to(device)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        model_config = resolve_data_config({}, model=model)
+        self.train_loader, self.validation_loader = (
+            make_loader(config.data, dataset, model_config, device, hflip)
+            for dataset, hflip in (
+                (self.splits.train, self.splits.hflip),
+                (self.splits.validation, None),
+            )
+        )
+        if not len(self.train_loader):
+            raise ValueError(
+                f"batch_size={config.data.batch_size} is more than the "
+                f"{len(self.splits.train)} training images"
+            )
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt="sgd",
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+        )
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            sched=schedule.sched,
+            num_epochs=schedule.epochs,
+            decay_milestones=list(schedule.decay_milestones),
+        )
+        self.loss_fn = SoftTargetCrossEntropy()
+        self.mix = methods.build(
+            config.method, config.mixing, self.model, self.loss_fn, len(self.splits.classes)
+        )
+        self.history: list[dict[str, float]] = []
+
+    def epoch(self, epoch: int, measure: bool) -> None:
+        """Trains for one epoch, and measures the accuracy after it."""
+        random_seed(self.config.seed * _MOST_EPOCHS + epoch + 1)
+        self.scheduler.step(epoch)
+        self.model.train()
+        losses = AverageMeter()
+        times: list[float] = []
+        title = f"{self.config.method} seed {self.config.seed} epoch {epoch + 1}"
+        started = time.perf_counter()
+        for images, targets in tqdm(self.train_loader, desc=title, leave=False, disable=None):
+            if self.config.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with _timed(times, self.device):
+                mixed, soft_targets = self.mix(images, targets)
+                loss = self.loss_fn(self.model(mixed), soft_targets)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+            losses.update(loss.item(), len(images))
+        line = {
+            "train_loss": losses.avg,
+            "step_ms": median(times),
+            "seconds": time.perf_counter() - started,
+        }
+        if measure:
+            line["top1"] = evaluate(self.model, self.validation_loader)
+        self.history.append(line)
+
+    def result(self) -> dict[str, Any]:
+        config = self.config
+        top1 = [line["top1"] for line in self.history if "top1" in line]
+        return {
+            "method": config.method,
+            "seed": config.seed,
+            "dataset": config.data.dataset,
+            "model": config.model,
+            "epochs": config.schedule.epochs,
+            "train_size": len(self.splits.train),
+            "validation_size": len(self.splits.validation),
+            "top1": median(top1),
+            "top1_last": top1[-1],
+            "train_loss": self.history[-1]["train_loss"],
+            "step_ms": median(line["step_ms"] for line in self.history),
+            "train_seconds": sum(line["seconds"] for line in self.history),
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "config": config.identity(),
+            "history": self.history,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": self.config.identity(),
+            "classes": self.splits.classes,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Any) -> float:
+    """Measures the top-1 accuracy of a model in percent; leaves it in evaluation mode."""
+    model.eval()
+    top1 = AverageMeter()
+    for images, targets in tqdm(loader, desc="validation", leave=False, disable=None):
+        top1.update(accuracy(model(images), targets)[0].item(), len(images))
+    return top1.avg
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the CPU's with the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread(s)"
+
+
+@contextmanager
+def _timed(times: list[float], device: torch.device) -> Iterator[None]:
+    """Appends the milliseconds that a block took."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        yield
+        times.append(1000 * (time.perf_counter() - started))
+        return
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    yield
+    end.record()
+    end.synchronize()
+    times.append(start.elapsed_time(end))

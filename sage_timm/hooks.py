@@ -1,0 +1,171 @@
+"""What SAGE takes from a model and gives back: the gradient at its input, the scale at its output.
+
+Sec. 3.4 of the paper: the backward pass that gives the saliency also gives the clean loss's
+parameter gradient, which a training step can share.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Keeps float16 gradients from vanishing; the saliency does not depend on the loss's scale.
+_HALF_LOSS_SCALE = 1024.0
+
+
+class LossGradient(NamedTuple):
+    """The gradient of a loss at its images and, where asked for, at the model's parameters."""
+
+    images: Tensor
+    parameters: list[tuple[nn.Parameter, Tensor]]
+
+
+def input_gradient(
+    model: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss, *, parameters: bool = False
+) -> LossGradient:
+    """Computes the gradient of the loss at the images, leaving the model bit for bit as it was.
+
+    Unless ``parameters`` is set, no weight gradient is computed at all.
+
+    Args:
+        model: A classifier that maps ``[B, C, H, W]`` to logits ``[B, num_classes]``.
+        images: Floating-point batch ``[B, C, H, W]``.
+        targets: What ``loss_fn`` takes beside the logits.
+        loss_fn: ``loss_fn(logits, targets)``, a scalar.
+        parameters: Whether to compute the parameter gradients in the same backward pass, too.
+
+    Returns:
+        The gradient at the images ``[B, C, H, W]``, up to a constant factor in float16, and the
+        parameters that take part with their gradients.
+
+    Raises:
+        ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
+            images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
+    """
+    with _buffers_restored(model), torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        logits = model(leaf)
+        loss = _checked_loss(logits, targets, loss_fn)
+        scale = _HALF_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
+        weights = [p for p in model.parameters() if p.requires_grad] if parameters else []
+        gradients = torch.autograd.grad(loss * scale, [leaf, *weights], allow_unused=True)
+    if gradients[0] is None:
+        raise ValueError(
+            "the attached model's output does not depend on its input, so there is no saliency"
+        )
+    return LossGradient(
+        gradients[0],
+        [
+            (weight, gradient / scale)
+            for weight, gradient in zip(weights, gradients[1:], strict=True)
+            if gradient is not None
+        ],
+    )
+
+
+def share_gradient(
+    model: nn.Module,
+    clean: list[tuple[nn.Parameter, Tensor]],
+    mixed_targets: Tensor,
+    loss_fn: Loss,
+    update_ratio: float,
+) -> RemovableHandle:
+    """Makes the model's next training step use both the clean and the mixed loss (Sec. 3.4).
+
+    A forward hook waits for the next forward pass that records gradients. When the training loop
+    calls ``backward()`` on its loss, the gradient at the logits is multiplied by ``update_ratio``,
+    and ``1 - update_ratio`` times the clean gradient is added to the ``.grad`` of each parameter.
+    So the step's gradient is ``(1 - ratio) * clean + ratio * mixed``, the loss that the loop logs
+    is not scaled, and it does not matter where the loop calls ``zero_grad()``.
+
+    A factor that the loop puts on its loss (a ``GradScaler``'s, or one over the number of
+    accumulated batches) is found by comparing the gradient that arrives with the one that
+    ``loss_fn`` gives, and put on the clean gradient as well.
+
+    Args:
+        model: The model that the training loop calls.
+        clean: Parameters and their clean gradients, as from :func:`input_gradient`.
+        mixed_targets: The targets of the mixed batch.
+        loss_fn: The loss that the training loop uses.
+        update_ratio: rho, the share of the mixed loss, in (0, 1).
+
+    Returns:
+        The handle of the hook, which removes itself once it has served.
+
+    Source: Ma et al., SAGE, BMVC 2022, Sec. 3.4.
+    """
+
+    def at_output(_model: nn.Module, _inputs: Any, logits: Tensor) -> None:
+        if not (torch.is_grad_enabled() and logits.requires_grad):
+            return
+        handle.remove()
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            (expected,) = torch.autograd.grad(loss_fn(leaf, mixed_targets), leaf)
+
+        def at_backward(gradient: Tensor) -> Tensor:
+            factor = (1 - update_ratio) * _ratio(gradient, expected)
+            for parameter, clean_gradient in clean:
+                share = clean_gradient * factor.to(clean_gradient.dtype)
+                if parameter.grad is None:
+                    parameter.grad = share
+                else:
+                    parameter.grad.add_(share)
+            return gradient * update_ratio
+
+        logits.register_hook(at_backward)
+
+    handle = model.register_forward_hook(at_output)
+    return handle
+
+
+def _ratio(gradient: Tensor, reference: Tensor) -> Tensor:
+    """The factor between two gradients that point the same way; 1 where the reference is zero."""
+    gradient, reference = gradient.double(), reference.double()
+    square = (reference * reference).sum()
+    return torch.where(square > 0, (gradient * reference).sum() / square, 1.0)
+
+
+@contextmanager
+def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Undoes what a forward pass does to buffers, such as batch norm's running statistics."""
+    before = [
+        (module, {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()})
+        for module in model.modules()
+        if module._buffers
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, buffers in before:
+                for name, (buffer, value) in buffers.items():
+                    if buffer is not None and value is not None:
+                        buffer.copy_(value)
+                    module._buffers[name] = buffer
+
+
+def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            "the attached model must return one tensor of logits [B, num_classes], got "
+            f"{type(logits).__name__}; attach the part of it that does"
+        )
+    wanted = tuple(targets.shape) if targets.dim() == 2 else (len(targets), "num_classes")
+    if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] != (
+        targets.shape[1] if targets.dim() == 2 else logits.shape[1]
+    ):
+        raise ValueError(
+            f"the attached model must return logits {wanted}, got {tuple(logits.shape)}; check "
+            "num_classes and the model's head"
+        )
+    loss = loss_fn(logits, targets)
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn must return a scalar tensor, got {got}; use a mean reduction")
+    return loss

@@ -1,0 +1,213 @@
+"""SAGE as a drop-in for timm's Mixup."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.mixup import Mixup, mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from sage_timm.hooks import Loss
+from sage_timm.sage import Sage, Search
+
+
+class SageMixup(Mixup):
+    """``timm.data.Mixup`` with SAGE where plain mixup stood.
+
+    CutMix stays what it is, and ``prob``, ``switch_prob`` and ``mode`` choose as in timm, from
+    NumPy's global state. Each image is mixed with the one that timm mixes it with: the batch in
+    reverse. An image that is its own partner (the middle one of an odd batch) stays as it is.
+
+    A call runs the attached model forwards and backwards once. With ``update_ratio=1`` that leaves
+    no trace in the model. Below 1, the gradient of the clean loss waits for the training loop's
+    next forward and backward pass of the attached model, see :func:`sage_timm.hooks.share_gradient`.
+
+    Args:
+        mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0.
+        cutmix_alpha: As in timm.
+        cutmix_minmax: As in timm.
+        prob: As in timm.
+        switch_prob: As in timm.
+        mode: As in timm: ``"batch"``, ``"pair"`` or ``"elem"`` share one weight.
+        correct_lam: As in timm.
+        label_smoothing: As in timm.
+        num_classes: As in timm.
+        multi_label: As in timm.
+        model: The model in training; may also be given to :meth:`attach`.
+        loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
+            timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
+        lambda_max: The largest weight of an image's own saliency, in (0, 1] (the paper: 0.5 to 0.7).
+        update_ratio: rho, the share of the mixed loss in the step, in (0, 1] (the paper: 0.5 to 0.7).
+        search: ``"random"`` takes the best of a random share of all translations, as the authors
+            do; ``"none"`` leaves the images where they are.
+        search_fraction: That share, in (0, 1].
+        generator: CPU generator that draws the translations; torch's own if None.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Ma et al., SAGE: Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022.
+    """
+
+    def __init__(
+        self,
+        mixup_alpha: float = 1.0,
+        cutmix_alpha: float = 0.0,
+        cutmix_minmax: Sequence[float] | None = None,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        mode: str = "batch",
+        correct_lam: bool = True,
+        label_smoothing: float = 0.1,
+        num_classes: int = 1000,
+        multi_label: bool = False,
+        *,
+        model: nn.Module | None = None,
+        loss_fn: Loss | None = None,
+        lambda_max: float = 1.0,
+        update_ratio: float = 1.0,
+        search: Search = "random",
+        search_fraction: float = 0.01,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+            cutmix_minmax=cutmix_minmax,
+            prob=prob,
+            switch_prob=switch_prob,
+            mode=mode,
+            correct_lam=correct_lam,
+            label_smoothing=label_smoothing,
+            num_classes=num_classes,
+            multi_label=multi_label,
+        )
+        if mode not in ("batch", "pair", "elem"):
+            raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mode!r}")
+        self._sage = Sage(
+            lambda_max=lambda_max,
+            update_ratio=update_ratio,
+            search=search,
+            search_fraction=search_fraction,
+            generator=generator,
+        )
+        self._sage_lam: NDArray[np.float64] = np.ones(1)
+        if model is not None:
+            self.attach(model, loss_fn)
+
+    def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMixup":
+        """Binds the model in training, and its loss.
+
+        Args:
+            model: The module that the training loop calls, mapping ``[B, C, H, W]`` to logits
+                ``[B, num_classes]``.
+            loss_fn: See the class.
+
+        Returns:
+            Itself.
+
+        Raises:
+            TypeError: If ``model`` is not a module.
+        """
+        if loss_fn is None:
+            loss_fn = nn.BCEWithLogitsLoss() if self.multi_label else SoftTargetCrossEntropy()
+        self._sage.attach(model, loss_fn)
+        return self
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixes a batch.
+
+        Args:
+            x: Images ``[B, C, H, W]``, floating point, as the model takes them. As in timm, CutMix
+                changes them in place; SAGE does not.
+            target: Class indices ``[B]``, or ``[B, num_classes]`` with ``multi_label``.
+
+        Returns:
+            The mixed images, in the same type and memory format, and the soft targets
+            ``[B, num_classes]``.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If shapes do not fit or a target is out of range.
+            RuntimeError: If SAGE is drawn and no model is attached.
+        """
+        self._sage.forget()
+        self._check(x, target)
+        partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
+        clean = x.clone() if self.mode != "batch" and self.mixup_enabled else x
+        lam = self._mix_by_timm(x)
+        sage_lam = torch.as_tensor(self._sage_lam, device=x.device)
+        chosen = self._sage_lam != 1
+        mixed = x
+        if chosen.any():
+            by_sage = torch.as_tensor(chosen, device=x.device)
+            targets = self._targets(target, 1.0)
+            translations = self._sage.draw_translations(x.shape[2], x.shape[3])
+            mixed, weight = self._sage.mix(clean, targets, partner, sage_lam, translations)
+            if not chosen.all():
+                mixed = torch.where(by_sage.view(-1, 1, 1, 1), mixed, x)
+            lam = torch.where(by_sage[:, None], weight[:, None], lam)
+        mixed_targets = self._targets(target, lam)
+        self._sage.share(mixed_targets)
+        return mixed, mixed_targets
+
+    def _mix_by_timm(self, x: Tensor) -> Tensor | float:
+        """Draws all weights as timm does, lets timm apply CutMix, and notes SAGE's weights."""
+        batch = len(x)
+        half = batch // 2
+        if self.mode == "batch":
+            lam = self._mix_batch(x)
+            drawn = np.full(batch, self._sage_lam[0])
+        elif self.mode == "elem":
+            lam = self._mix_elem(x)
+            drawn = self._sage_lam
+        else:
+            lam = self._mix_pair(x)
+            drawn = np.ones(batch)
+            drawn[:half] = self._sage_lam
+            drawn[batch - half :] = self._sage_lam[::-1]
+            if batch % 2:  # timm's pairs leave out the middle image of an odd batch
+                lam = torch.cat((lam[:half], lam.new_ones(1, 1), lam[half:]))
+        if batch % 2:
+            drawn[half] = 1
+        self._sage_lam = drawn
+        return lam  # type: ignore[no-any-return]
+
+    def _params_per_batch(self) -> tuple[float, bool]:
+        lam, use_cutmix = super()._params_per_batch()
+        self._sage_lam = np.array([1.0 if use_cutmix else lam])
+        return (lam if use_cutmix else 1.0), use_cutmix
+
+    def _params_per_elem(self, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        lam, use_cutmix = super()._params_per_elem(batch_size)
+        self._sage_lam = np.where(use_cutmix, 1.0, lam)
+        return np.where(use_cutmix, lam, np.float32(1)), use_cutmix
+
+    def _targets(self, target: Tensor, lam: Tensor | float) -> Tensor:
+        soft: Tensor = mixup_target(
+            target, self.num_classes, lam, self.label_smoothing, self.multi_label
+        )
+        return soft
+
+    def _check(self, x: Any, target: Any) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"x must be a floating-point tensor, got {got}; convert and normalise images "
+                "before mixing, since the model's gradient is taken at them"
+            )
+        if x.dim() != 4:
+            raise ValueError(f"x must be [B, C, H, W], got {tuple(x.shape)}")
+        wanted = (len(x), self.num_classes) if self.multi_label else (len(x),)
+        if target.shape != wanted:
+            raise ValueError(f"target must be {wanted}, got {tuple(target.shape)}")
+        if not self.multi_label and len(x):
+            smallest, largest = (int(v) for v in torch.aminmax(target))
+            if smallest < 0 or largest >= self.num_classes:
+                raise ValueError(
+                    f"target must be in [0, {self.num_classes}), got {smallest} to {largest}; "
+                    "check num_classes"
+                )

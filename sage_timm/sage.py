@@ -1,0 +1,130 @@
+"""SAGE for a batch whose pairs and weights are already drawn: Eq. 1, Sec. 3.3, Eq. 2 in a row."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sage_timm.blend import blend
+from sage_timm.hooks import Loss, input_gradient, share_gradient
+from sage_timm.rearrange import best_translation, random_translations
+from sage_timm.saliency import saliency_from_gradient
+
+Search = Literal["random", "none"]
+
+
+class Sage:
+    """The part of SAGE that timm's and torchvision's transforms have in common.
+
+    Args:
+        lambda_max: The largest weight of image 0's saliency, in (0, 1] (Sec. 3.2).
+        update_ratio: rho, the mixed loss's share of the step, in (0, 1] (Sec. 3.4).
+        search: ``"random"`` for the best of a random share of all translations, ``"none"`` to leave
+            image 1 where it is.
+        search_fraction: That share, in (0, 1].
+        generator: Draws the translations; torch's own generator if None.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        lambda_max: float,
+        update_ratio: float,
+        search: Search,
+        search_fraction: float,
+        generator: torch.Generator | None,
+    ) -> None:
+        for name, value in (
+            ("lambda_max", lambda_max),
+            ("update_ratio", update_ratio),
+            ("search_fraction", search_fraction),
+        ):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {value}")
+        if search not in get_args(Search):
+            raise ValueError(f"search must be one of {get_args(Search)}, got {search!r}")
+        self.lambda_max = lambda_max
+        self.update_ratio = update_ratio
+        self.search = search
+        self.search_fraction = search_fraction
+        self.generator = generator
+        self.model: nn.Module | None = None
+        self.loss_fn: Loss | None = None
+        self._clean: list[tuple[nn.Parameter, Tensor]] = []
+        self._handle: RemovableHandle | None = None
+
+    def attach(self, model: nn.Module, loss_fn: Loss) -> None:
+        """Sets the model and the loss whose gradients give the saliency."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.forget()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forget(self) -> None:
+        """Drops a shared gradient that no training step has used."""
+        self._clean = []
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def draw_translations(self, height: int, width: int) -> Tensor:
+        """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``."""
+        if self.search == "none":
+            return torch.zeros(1, 2, dtype=torch.int64)
+        return random_translations(height, width, self.search_fraction, self.generator)
+
+    def mix(
+        self, images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, translations: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes each image with its partner.
+
+        Args:
+            images: ``[B, C, H, W]``, floating point.
+            targets: ``[B, num_classes]``, the clean ones.
+            partner: ``[B]`` int64, the index of the image that is mixed into each.
+            lam: ``[B]`` in [0, 1], drawn from the Beta distribution; scaled by ``lambda_max`` here.
+            translations: ``[N, 2]``, those to choose from.
+
+        Returns:
+            The mixed images ``[B, C, H, W]``, and the label weight of each image beside its
+            partner's, ``[B]``.
+
+        Raises:
+            RuntimeError: If no model is attached.
+            ValueError: If the model or the loss does not fit the batch.
+        """
+        if self.model is None or self.loss_fn is None:
+            raise RuntimeError(
+                "SAGE needs the gradients of the model in training: call attach(model, loss_fn) "
+                "before the first batch, or pass model="
+            )
+        shared = self.update_ratio < 1
+        gradient = input_gradient(self.model, images, targets, self.loss_fn, parameters=shared)
+        self._clean = gradient.parameters
+        maps = saliency_from_gradient(gradient.images)
+        lam = (lam * self.lambda_max).to(maps).view(-1, 1, 1, 1)
+        # A uniform map says nothing of where the object is: such a pair gets plain mixup.
+        uniform = (maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3)))
+        plain = uniform | uniform[partner]
+        mean = 1 / (maps.shape[2] * maps.shape[3])
+        own, other = (
+            torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner])
+        )
+        own, other = lam * own, (1 - lam) * other
+        translation = best_translation(own, other, translations)
+        translation = translation.masked_fill(plain[:, None], 0)
+        mixed, _, label_weight = blend(images, images[partner], own, other, translation)
+        return mixed, label_weight
+
+    def share(self, mixed_targets: Tensor) -> None:
+        """With an update ratio below 1, lets the next training step use the clean gradient too."""
+        if self._clean and self.model is not None and self.loss_fn is not None:
+            self._handle = share_gradient(
+                self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio
+            )
+            self._clean = []

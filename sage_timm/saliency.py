@@ -1,0 +1,79 @@
+"""Saliency of images for a classifier (SAGE, Sec. 3.1, Eq. 1)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sage_timm.hooks import Loss, input_gradient
+
+_SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
+_RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
+
+
+def saliency(model: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss) -> Tensor:
+    """Computes the saliency maps of a batch: the gradient magnitude of the full task loss (Eq. 1).
+
+    The model is used as it is now, training mode and autocast included, and is left bit for bit
+    as it was: parameters, ``.grad``, buffers and hooks.
+
+    Args:
+        model: A classifier that maps ``[B, C, H, W]`` to logits ``[B, num_classes]``.
+        images: Floating-point batch ``[B, C, H, W]``, in the range that the model is trained on.
+        targets: What ``loss_fn`` takes beside the logits, usually ``[B, num_classes]``.
+        loss_fn: The task loss, ``loss_fn(logits, targets)``, a scalar.
+
+    Returns:
+        Maps ``[B, 1, H, W]``, see :func:`saliency_from_gradient`.
+
+    Raises:
+        ValueError: If the logits or the loss do not fit.
+
+    Source: Ma et al., SAGE, BMVC 2022, Eq. 1.
+    """
+    return saliency_from_gradient(input_gradient(model, images, targets, loss_fn).images)
+
+
+def saliency_from_gradient(gradient: Tensor) -> Tensor:
+    """Turns the loss's gradient at the images into normalised saliency maps.
+
+    The l2 norm over channels (Eq. 1), Gaussian-smoothed (5 x 5 and sigma 1 at 32 pixels, in
+    proportion at other sizes), scaled to sum to 1 over space. An image whose gradient is zero
+    everywhere, or not finite somewhere, gets the uniform map.
+
+    Args:
+        gradient: ``[B, C, H, W]``, any floating-point type and scale.
+
+    Returns:
+        Non-negative maps ``[B, 1, H, W]``, each summing to 1; float64 for a float64 gradient, else
+        float32.
+
+    Source: Ma et al., SAGE, BMVC 2022, Eq. 1 and Sec. 3.2.
+    """
+    if gradient.dtype != torch.float64:
+        gradient = gradient.float()
+    with torch.autocast(gradient.device.type, enabled=False):
+        # Scaled first: the squares of a confident network's gradients underflow in float32.
+        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        norm = torch.linalg.vector_norm(gradient / largest, dim=1, keepdim=True)
+        smoothed = _gaussian_smooth(norm)
+        maps = smoothed / smoothed.sum(dim=(2, 3), keepdim=True)
+        usable = maps.isfinite().all(dim=3, keepdim=True).all(dim=2, keepdim=True)
+        uniform = 1 / (gradient.shape[2] * gradient.shape[3])
+        return torch.where(usable, maps, uniform)
+
+
+def _gaussian_smooth(maps: Tensor) -> Tensor:
+    sigma = min(maps.shape[2:]) * _SIGMA_PER_PIXEL
+    for dim in (2, 3):
+        # Reflection needs the padding to be smaller than the image.
+        radius = min(math.ceil(_RADIUS_IN_SIGMAS * sigma), maps.shape[dim] - 1)
+        offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = kernel / kernel.sum()
+        shape = [1, 1, 1, 1]
+        shape[dim] = -1
+        padding = [0, 0, radius, radius] if dim == 2 else [radius, radius, 0, 0]
+        maps = F.conv2d(F.pad(maps, padding, mode="reflect"), kernel.view(shape))
+    return maps

@@ -1,0 +1,116 @@
+"""SAGE as a torchvision v2 transform."""
+
+from typing import Any
+
+import torch
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from sage_timm.hooks import Loss
+from sage_timm.sage import Sage, Search
+
+
+class SageMix(v2.MixUp):
+    """``torchvision.transforms.v2.MixUp`` with SAGE in the place of the uniform blend.
+
+    Like ``v2.MixUp`` it takes a batch of images and labels, mixes each image with the one before it
+    in the batch, with one weight for the batch, and returns labels ``[B, num_classes]``. Apply it
+    in the training loop, after the data loader: it needs the model in training.
+
+    Args:
+        alpha: The Beta distribution's parameter.
+        num_classes: The number of classes; None if the labels are already ``[B, num_classes]``.
+        labels_getter: As in ``v2.MixUp``.
+        model: The model in training; may also be given to :meth:`attach`.
+        loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
+            timm's ``SoftTargetCrossEntropy``.
+        lambda_max: The largest weight of an image's own saliency, in (0, 1].
+        update_ratio: rho, the share of the mixed loss in the step, in (0, 1].
+        search: ``"random"`` or ``"none"``, see :class:`sage_timm.SageMixup`.
+        search_fraction: The share of all translations that ``"random"`` looks at, in (0, 1].
+        generator: CPU generator that draws the translations; torch's own if None.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Ma et al., SAGE: Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        num_classes: int | None = None,
+        labels_getter: Any = "default",
+        model: nn.Module | None = None,
+        loss_fn: Loss | None = None,
+        lambda_max: float = 1.0,
+        update_ratio: float = 1.0,
+        search: Search = "random",
+        search_fraction: float = 0.01,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(alpha=alpha, num_classes=num_classes, labels_getter=labels_getter)
+        # Kept in a plain object: as a submodule, the model would be moved and saved with this.
+        self._sage = Sage(
+            lambda_max=lambda_max,
+            update_ratio=update_ratio,
+            search=search,
+            search_fraction=search_fraction,
+            generator=generator,
+        )
+        if model is not None:
+            self.attach(model, loss_fn)
+
+    def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMix":
+        """Binds the model in training, and its loss; see :meth:`sage_timm.SageMixup.attach`."""
+        self._sage.attach(model, loss_fn or SoftTargetCrossEntropy())
+        return self
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the weight and the translations to choose from."""
+        self._sage.forget()
+        images = next(i for i in flat_inputs if isinstance(i, Tensor))
+        if isinstance(images, tv_tensors.Video) or len(flat_inputs) > 1:
+            raise ValueError("SageMix() mixes one batch of images, not videos or several batches.")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"SageMix() needs floating-point images, got {images.dtype}; put "
+                "v2.ToDtype(torch.float32, scale=True) and v2.Normalize before it."
+            )
+        if images.dim() != 4:
+            raise ValueError(f"images must be [B, C, H, W], got {tuple(images.shape)}")
+        return {
+            **super().make_params(flat_inputs),
+            "images": images,
+            "translations": self._sage.draw_translations(*images.shape[-2:]),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Returns the mixed images in the images' place, and the mixed labels in the labels'."""
+        if "mixed" not in params:
+            params["mixed"], params["mixed_labels"] = self._mix(params)
+        if inpt is params["labels"]:
+            return params["mixed_labels"]
+        return tv_tensors.wrap(params["mixed"], like=inpt) if inpt is params["images"] else inpt
+
+    def _mix(self, params: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        images, labels = params["images"].as_subclass(Tensor), params["labels"]
+        self._check_image_or_video(images, batch_size=params["batch_size"])
+        if labels.ndim == 1 and len(labels):
+            smallest, largest = (int(v) for v in torch.aminmax(labels))
+            if smallest < 0 or largest >= (self.num_classes or 0):
+                raise ValueError(
+                    f"labels must be in [0, {self.num_classes}), got {smallest} to {largest}"
+                )
+        partner = torch.arange(-1, len(images) - 1, device=images.device) % len(images)
+        clean: Tensor = self._mixup_label(labels, lam=1.0)
+        if len(images) < 2:
+            return images, clean
+        lam = torch.full((len(images),), params["lam"], device=images.device)
+        mixed, weight = self._sage.mix(images, clean, partner, lam, params["translations"])
+        mixed_labels = clean * weight[:, None] + clean[partner] * (1 - weight[:, None])
+        self._sage.share(mixed_labels)
+        return mixed, mixed_labels
