@@ -10,13 +10,39 @@ import tyro
 from tqdm import tqdm
 
 from harness.data import DataConfig
+from harness.gallery import draw_gallery
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.train import RunConfig, ScheduleConfig, train
 
 
 @dataclass(frozen=True)
-class Train:
+class _Settings:
+    model: str = "preactresnet8_cifar"
+    """Any network that timm knows; of the harness's own: preactresnet8_cifar (small),
+    preactresnet18_cifar, wrn16_8_cifar, resnext29_4_24_cifar."""
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
+    schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
+        default_factory=ScheduleConfig
+    )
+    mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
+    channels_last: bool = False
+    """Lay images and weights out with channels last."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    out: Path = Path("runs")
+    """Folder for results.jsonl, checkpoints and pictures."""
+
+    def run(self, method: str, seed: int) -> RunConfig:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        return RunConfig(
+            method, seed, self.model, self.data, self.schedule, self.mixing, self.channels_last
+        )
+
+
+@dataclass(frozen=True)
+class Train(_Settings):
     """Train every method with every seed, and append one line a run to OUT/results.jsonl.
 
     A run that stands there already is skipped, and one that was cut off goes on from its last
@@ -37,32 +63,9 @@ class Train:
     """Methods to train with."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
-    model: str = "preactresnet8_cifar"
-    """Any network that timm knows; of the harness's own: preactresnet8_cifar (small),
-    preactresnet18_cifar, wrn16_8_cifar, resnext29_4_24_cifar."""
-    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
-    schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
-        default_factory=ScheduleConfig
-    )
-    mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
-    channels_last: bool = False
-    """Lay images and weights out with channels last."""
-    device: str = "cpu"
-    """Where to train: cpu, cuda, cuda:1, ..."""
-    out: Path = Path("runs")
-    """Folder for results.jsonl and checkpoints."""
 
     def __call__(self) -> None:
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"--methods: no method {method!r}; there are {', '.join(METHODS)}")
-        runs = [
-            RunConfig(
-                method, seed, self.model, self.data, self.schedule, self.mixing, self.channels_last
-            )
-            for seed in self.seeds
-            for method in self.methods
-        ]
+        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
         for run in tqdm(runs, desc="runs", disable=None):
             line = train(run, self.out, torch.device(self.device))
             tqdm.write(
@@ -72,13 +75,40 @@ class Train:
         tqdm.write(f"results: {self.out / 'results.jsonl'}")
 
 
+@dataclass(frozen=True)
+class Gallery(_Settings):
+    """Draw OUT/gallery.png: pairs of images, their saliency, SAGE's mask, and every method's mix.
+
+    The saliency is that of a network trained by the same settings; it is trained first where OUT
+    does not hold it.
+
+    Examples:
+
+      python -m harness gallery --train-size 5000 --epochs 10 --out runs/gallery
+
+      python -m harness gallery --image-size 64 --pairs 8
+    """
+
+    method: str = "none"
+    """The method that the network is trained with."""
+    seed: int = 0
+    """The run's seed; also draws the pairs."""
+    pairs: int = 6
+    """Rows of the picture."""
+
+    def __call__(self) -> None:
+        run, device = self.run(self.method, self.seed), torch.device(self.device)
+        train(run, self.out, device)
+        print(f"picture: {draw_gallery(run, self.out, self.pairs, device)}")
+
+
 def main() -> None:
     """Runs one command; bad input ends with one line and exit code 2."""
-    command = tyro.extras.subcommand_cli_from_dict({"train": Train}, prog="python -m harness")
+    command = tyro.extras.subcommand_cli_from_dict({"train": Train, "gallery": Gallery}, prog="python -m harness")
     try:
         command()
     except ValueError as error:
-        sys.exit(f"harness: {error}") if False else print(f"harness: {error}", file=sys.stderr)
+        print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
 
 

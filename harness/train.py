@@ -98,7 +98,7 @@ def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
     if not 0 < config.schedule.epochs < _MOST_EPOCHS:
         raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {config.schedule.epochs}")
     run = _Run(config, device)
-    checkpoint = out / "checkpoints" / f"{config.name()}.pt"
+    checkpoint = _checkpoint_path(config, out)
     state = load_checkpoint(checkpoint, device)
     if state is not None:
         run.load_state(state)
@@ -222,6 +222,21 @@ class _Run:
         self.history = state["history"]
 
 
+def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:
+    """Makes a run's network and loads its checkpoint.
+
+    Raises:
+        ValueError: If there is none in ``out``.
+    """
+    path = _checkpoint_path(config, out)
+    state = load_checkpoint(path, device)
+    if state is None:
+        raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
+    model: nn.Module = timm.create_model(config.model, num_classes=classes).to(device)
+    model.load_state_dict(state["model"])
+    return model
+
+
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Any) -> float:
     """Measures the top-1 accuracy of a model in percent; leaves it in evaluation mode."""
@@ -237,6 +252,10 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} thread(s)"
+
+
+def _checkpoint_path(config: RunConfig, out: Path) -> Path:
+    return out / "checkpoints" / f"{config.name()}.pt"
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""One picture that shows what each method does to pairs of images."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from timm.data import resolve_data_config
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import random_seed
+from torch import Tensor, nn
+
+from harness import methods
+from harness.data import Splits, load_splits, make_loader
+from harness.methods.base import MethodConfig
+from harness.train import RunConfig, load_model
+from sage_timm import best_translation, blend, random_translations, saliency
+
+_NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
+_INCHES = 1.4  # of one cell
+
+
+class _Column(NamedTuple):
+    title: str
+    cells: NDArray[np.float32]
+    colours: str | None = None
+    limits: tuple[float | None, float | None] = (None, None)
+
+
+def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device) -> Path:
+    """Draws pairs of validation images, their saliency, SAGE's mask, and each method's mix.
+
+    Every method mixes with a weight of about one half (SAGE: half of ``lambda_max``), so that they
+    can be compared. The saliency is that of the run's network, in training mode as in training.
+
+    Args:
+        config: The run whose network and images are taken.
+        out: The run's folder; the picture goes there as ``gallery.png``.
+        pairs: The number of rows.
+        device: Where to compute.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: If the run has no checkpoint in ``out``, or there are too few images.
+    """
+    splits = load_splits(config.data, config.seed)
+    model = load_model(config, out, len(splits.classes), device)
+    model.train()
+    data_config = resolve_data_config({}, model=model)
+    images, targets = _draw_images(config, splits, data_config, 2 * pairs, device)
+    columns = [
+        *_sage_columns(model, images, targets, len(splits.classes), config, data_config),
+        *_peer_columns(model, images, targets, len(splits.classes), config.seed, data_config),
+    ]
+    path = out / "gallery.png"
+    _save(columns, path)
+    return path
+
+
+def _draw_images(
+    config: RunConfig, splits: Splits, data_config: dict[str, Any], count: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Draws images of the validation split; image i is to be mixed with image count - 1 - i."""
+    loader = make_loader(config.data, splits.validation, data_config, device, hflip=None)
+    dataset: Any = loader.dataset
+    if count > len(dataset):
+        raise ValueError(f"pairs={count // 2} takes {count} images, the split has {len(dataset)}")
+    chosen = np.random.default_rng(config.seed).choice(len(dataset), count, replace=False)
+    samples = [dataset[int(index)] for index in chosen]
+    images = torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in samples]).to(device)
+    mean, std = (_per_channel(data_config, name).to(device) for name in ("mean", "std"))
+    targets = torch.tensor([target for _, target in samples], device=device)
+    return (images / 255 - mean) / std, targets
+
+
+def _sage_columns(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    classes: int,
+    config: RunConfig,
+    data_config: dict[str, Any],
+) -> list[_Column]:
+    mixing = config.mixing
+    pairs = len(images) // 2
+    other = torch.arange(2 * pairs - 1, pairs - 1, -1)
+    maps = saliency(model, images, mixup_target(targets, classes), SoftTargetCrossEntropy())
+    lam = mixing.lambda_max / 2
+    saliency0, saliency1 = lam * maps[:pairs], (1 - lam) * maps[other]
+    generator = torch.Generator().manual_seed(config.seed)
+    translations = random_translations(*images.shape[2:], mixing.search_fraction, generator)
+    if mixing.search == "none":
+        translations = torch.zeros(1, 2, dtype=torch.int64)
+    translation = best_translation(saliency0, saliency1, translations)
+    mixed, mask, _ = blend(images[:pairs], images[other], saliency0, saliency1, translation)
+    return [
+        _Column("image 0", _pictures(images[:pairs], data_config)),
+        _Column("image 1", _pictures(images[other], data_config)),
+        _Column("saliency 0", _maps(maps[:pairs]), "magma"),
+        _Column("saliency 1", _maps(maps[other]), "magma"),
+        _Column("mask of image 0", _maps(mask), "coolwarm_r", (0, 1)),
+        _Column("SAGE", _pictures(mixed, data_config)),
+    ]
+
+
+def _peer_columns(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    classes: int,
+    seed: int,
+    data_config: dict[str, Any],
+) -> list[_Column]:
+    columns = []
+    for name in methods.METHODS:
+        if name in ("none", "sage"):
+            continue
+        random_seed(seed)
+        mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
+        mix = methods.build(name, mixing, model, SoftTargetCrossEntropy(), classes)
+        mixed, _ = mix(images.clone(), targets)
+        columns.append(_Column(name, _pictures(mixed[: len(images) // 2], data_config)))
+    return columns
+
+
+def _pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]:
+    mean, std = (_per_channel(data_config, name) for name in ("mean", "std"))
+    pictures = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    return pictures.numpy()
+
+
+def _maps(maps: Tensor) -> NDArray[np.float32]:
+    return maps[:, 0].cpu().numpy()
+
+
+def _per_channel(data_config: dict[str, Any], name: str) -> Tensor:
+    return torch.tensor(data_config[name]).view(1, -1, 1, 1)
+
+
+def _save(columns: list[_Column], path: Path) -> None:
+    rows = len(columns[0].cells)
+    figure = Figure(figsize=(_INCHES * len(columns), _INCHES * rows + 0.3), layout="constrained")
+    for axes, (place, row) in zip(
+        figure.subplots(rows, len(columns), squeeze=False).flat,
+        ((column, row) for row in range(rows) for column in columns),
+        strict=True,
+    ):
+        low, high = place.limits
+        axes.imshow(place.cells[row], cmap=place.colours, vmin=low, vmax=high)
+        axes.set_axis_off()
+        if row == 0:
+            axes.set_title(place.title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
