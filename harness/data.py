@@ -21,7 +21,7 @@ class DataConfig:
     """Which images to train and to measure on."""
 
     dataset: str = "glyphs"
-    """glyphs (embedded), or a name that timm knows: torch/cifar10, torch/cifar100, folder, hfds/..."""
+    """glyphs (embedded), or what timm calls it: torch/cifar10, torch/cifar100, folder, hfds/..."""
     data_dir: str | None = None
     """Where the data set is, or is downloaded to (not for glyphs)."""
     train_split: str = "train"
@@ -117,7 +117,11 @@ def balanced_indices(targets: Sequence[int], size: int, seed: int) -> list[int]:
 
 
 def make_loader(
-    config: DataConfig, dataset: Any, model_config: dict[str, Any], device: torch.device, hflip: float | None
+    config: DataConfig,
+    dataset: Any,
+    model_config: dict[str, Any],
+    device: torch.device,
+    hflip: float | None,
 ):
     """Makes timm's loader, which normalises on the device; ``hflip=None`` is for evaluation."""
     training = hflip is not None

@@ -13,8 +13,8 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from harness import methods
 from harness.data import Splits, load_splits, make_loader
+from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.train import RunConfig, load_model
 from sage_timm import best_translation, blend, random_translations, saliency
@@ -117,12 +117,12 @@ def _peer_columns(
     data_config: dict[str, Any],
 ) -> list[_Column]:
     columns = []
-    for name in methods.METHODS:
+    for name, build in METHODS.items():
         if name in ("none", "sage"):
             continue
         random_seed(seed)
         mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
-        mix = methods.build(name, mixing, model, SoftTargetCrossEntropy(), classes)
+        mix = build(mixing, model, SoftTargetCrossEntropy(), classes)
         mixed, _ = mix(images.clone(), targets)
         columns.append(_Column(name, _pictures(mixed[: len(images) // 2], data_config)))
     return columns

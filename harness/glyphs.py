@@ -1,12 +1,12 @@
 """An embedded data set: characters over crops of photographs, made on the spot.
 
 The faces are the ones that matplotlib ships (DejaVu, STIX), the photographs scikit-learn's
-(``china.jpg`` and ``flower.jpg``, CC BY). Nothing is downloaded, any image size can be had, the same
-seed gives the same bits, and each image's foreground is known.
+(``china.jpg`` and ``flower.jpg``, CC BY). Nothing is downloaded, any image size can be had, the
+same seed gives the same bits, and each image's foreground is known.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -143,7 +143,7 @@ def _contrasting(colours: NDArray[np.float64], behind: NDArray[np.float64]) -> N
     return colours[enough[0] if len(enough) else contrast.argmax()]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stencil(character: str, face: int) -> Image.Image:
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{FACES[face]}.ttf")
     font = ImageFont.truetype(str(path), _DRAWN_SIZE, layout_engine=ImageFont.Layout.BASIC)
@@ -153,6 +153,6 @@ def _stencil(character: str, face: int) -> Image.Image:
     return stencil
 
 
-@lru_cache(maxsize=None)
+@cache
 def _photographs() -> tuple[Image.Image, ...]:
     return tuple(Image.fromarray(image) for image in load_sample_images().images)

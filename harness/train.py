@@ -21,8 +21,8 @@ from torch import nn
 from tqdm import tqdm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
-from harness import methods
 from harness.data import DataConfig, load_splits, make_loader
+from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
@@ -60,6 +60,15 @@ class RunConfig:
     mixing: MethodConfig = field(default_factory=MethodConfig)
     channels_last: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is loaded."""
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 0 < self.schedule.epochs < _MOST_EPOCHS:
+            raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {self.schedule.epochs}")
+        if not timm.is_model(self.model):
+            raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
+
     def identity(self) -> dict[str, Any]:
         """The settings as JSON, less those that change nothing in the result."""
         settings = asdict(self)
@@ -95,8 +104,6 @@ def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
     for line in read_results(results):
         if line["config"] == config.identity():
             return line
-    if not 0 < config.schedule.epochs < _MOST_EPOCHS:
-        raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {config.schedule.epochs}")
     run = _Run(config, device)
     checkpoint = _checkpoint_path(config, out)
     state = load_checkpoint(checkpoint, device)
@@ -151,8 +158,8 @@ class _Run:
             decay_milestones=list(schedule.decay_milestones),
         )
         self.loss_fn = SoftTargetCrossEntropy()
-        self.mix = methods.build(
-            config.method, config.mixing, self.model, self.loss_fn, len(self.splits.classes)
+        self.mix = METHODS[config.method](
+            config.mixing, self.model, self.loss_fn, len(self.splits.classes)
         )
         self.history: list[dict[str, float]] = []
 

@@ -57,9 +57,9 @@ def _source_pixels(translation: Tensor, height: int, width: int) -> tuple[Tensor
     device = translation.device
     rows = torch.arange(height, device=device) - translation[:, :1]
     columns = torch.arange(width, device=device) - translation[:, 1:]
-    covered = ((rows >= 0) & (rows < height))[:, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, :]
+    covered = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
     source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
     return source.flatten(1), covered[:, None]
 

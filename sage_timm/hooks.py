@@ -6,16 +6,21 @@ parameter gradient, which a training step can share.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Keeps float16 gradients from vanishing; the saliency does not depend on the loss's scale.
 _HALF_LOSS_SCALE = 1024.0
+
+_waiting: WeakIdKeyDictionary = WeakIdKeyDictionary()  # model -> the hook that waits for its step
+_in_saliency_pass: ContextVar[bool] = ContextVar("_in_saliency_pass", default=False)
 
 
 class LossGradient(NamedTuple):
@@ -47,7 +52,7 @@ def input_gradient(
         ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
             images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
     """
-    with _buffers_restored(model), torch.enable_grad():
+    with _buffers_restored(model), _saliency_pass(), torch.enable_grad():
         leaf = images.detach().requires_grad_()
         logits = model(leaf)
         loss = _checked_loss(logits, targets, loss_fn)
@@ -74,10 +79,11 @@ def share_gradient(
     mixed_targets: Tensor,
     loss_fn: Loss,
     update_ratio: float,
-) -> RemovableHandle:
+) -> None:
     """Makes the model's next training step use both the clean and the mixed loss (Sec. 3.4).
 
-    A forward hook waits for the next forward pass that records gradients. When the training loop
+    A forward hook waits for the model's next forward pass that records gradients, and removes
+    itself then; a gradient that still waits from before is dropped. When the training loop
     calls ``backward()`` on its loss, the gradient at the logits is multiplied by ``update_ratio``,
     and ``1 - update_ratio`` times the clean gradient is added to the ``.grad`` of each parameter.
     So the step's gradient is ``(1 - ratio) * clean + ratio * mixed``, the loss that the loop logs
@@ -94,16 +100,14 @@ def share_gradient(
         loss_fn: The loss that the training loop uses.
         update_ratio: rho, the share of the mixed loss, in (0, 1).
 
-    Returns:
-        The handle of the hook, which removes itself once it has served.
-
     Source: Ma et al., SAGE, BMVC 2022, Sec. 3.4.
     """
 
-    def at_output(_model: nn.Module, _inputs: Any, logits: Tensor) -> None:
-        if not (torch.is_grad_enabled() and logits.requires_grad):
+    def at_output(called: nn.Module, _inputs: Any, logits: Tensor) -> None:
+        # A copy of the model takes the hook along, and a saliency pass is no training step.
+        if called is not model or _in_saliency_pass.get() or not logits.requires_grad:
             return
-        handle.remove()
+        drop_shared_gradient(model)
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             (expected,) = torch.autograd.grad(loss_fn(leaf, mixed_targets), leaf)
@@ -120,8 +124,15 @@ def share_gradient(
 
         logits.register_hook(at_backward)
 
-    handle = model.register_forward_hook(at_output)
-    return handle
+    drop_shared_gradient(model)
+    _waiting[model] = model.register_forward_hook(at_output)
+
+
+def drop_shared_gradient(model: nn.Module) -> None:
+    """Drops the gradient that waits for the model's next training step, if there is one."""
+    handle: RemovableHandle | None = _waiting.pop(model, None)
+    if handle is not None:
+        handle.remove()
 
 
 def _ratio(gradient: Tensor, reference: Tensor) -> Tensor:
@@ -132,10 +143,22 @@ def _ratio(gradient: Tensor, reference: Tensor) -> Tensor:
 
 
 @contextmanager
+def _saliency_pass() -> Iterator[None]:
+    token = _in_saliency_pass.set(True)
+    try:
+        yield
+    finally:
+        _in_saliency_pass.reset(token)
+
+
+@contextmanager
 def _buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undoes what a forward pass does to buffers, such as batch norm's running statistics."""
     before = [
-        (module, {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()})
+        (
+            module,
+            {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()},
+        )
         for module in model.modules()
         if module._buffers
     ]
@@ -157,8 +180,10 @@ def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:
             f"{type(logits).__name__}; attach the part of it that does"
         )
     wanted = tuple(targets.shape) if targets.dim() == 2 else (len(targets), "num_classes")
-    if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] != (
-        targets.shape[1] if targets.dim() == 2 else logits.shape[1]
+    if (
+        logits.dim() != 2
+        or len(logits) != len(targets)
+        or logits.shape[1] != (targets.shape[1] if targets.dim() == 2 else logits.shape[1])
     ):
         raise ValueError(
             f"the attached model must return logits {wanted}, got {tuple(logits.shape)}; check "

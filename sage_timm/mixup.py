@@ -23,7 +23,7 @@ class SageMixup(Mixup):
 
     A call runs the attached model forwards and backwards once. With ``update_ratio=1`` that leaves
     no trace in the model. Below 1, the gradient of the clean loss waits for the training loop's
-    next forward and backward pass of the attached model, see :func:`sage_timm.hooks.share_gradient`.
+    next forward and backward pass of the model, see :func:`sage_timm.hooks.share_gradient`.
 
     Args:
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0.
@@ -39,8 +39,10 @@ class SageMixup(Mixup):
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
-        lambda_max: The largest weight of an image's own saliency, in (0, 1] (the paper: 0.5 to 0.7).
-        update_ratio: rho, the share of the mixed loss in the step, in (0, 1] (the paper: 0.5 to 0.7).
+        lambda_max: The largest weight of an image's own saliency, in (0, 1]; 0.5 to 0.7 in the
+            paper.
+        update_ratio: rho, the share of the mixed loss in the step, in (0, 1]; 0.5 to 0.7 in the
+            paper.
         search: ``"random"`` takes the best of a random share of all translations, as the authors
             do; ``"none"`` leaves the images where they are.
         search_fraction: That share, in (0, 1].

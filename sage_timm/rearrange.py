@@ -61,11 +61,14 @@ def best_translation(saliency0: Tensor, saliency1: Tensor, translations: Tensor)
             f"{tuple(saliency0.shape)} and {tuple(saliency1.shape)}"
         )
     if translations.dim() != 2 or translations.shape[1] != 2 or len(translations) == 0:
-        raise ValueError(f"translations must be [N, 2] with N >= 1, got {tuple(translations.shape)}")
+        raise ValueError(
+            f"translations must be [N, 2] with N >= 1, got {tuple(translations.shape)}"
+        )
     height, width = saliency0.shape[2:]
     if (translations.abs() >= torch.tensor([height, width])).any():
         raise ValueError(
-            f"translations must lie in (-{height}, {height}) x (-{width}, {width}), the image's size"
+            f"translations must lie in (-{height}, {height}) x (-{width}, {width}) for maps "
+            f"{tuple(saliency0.shape)}"
         )
     offset = zeta(saliency0, saliency1).squeeze(1)
     map0, map1 = saliency0.squeeze(1), saliency1.squeeze(1)
@@ -84,6 +87,4 @@ def best_translation(saliency0: Tensor, saliency1: Tensor, translations: Tensor)
 
 def _window(maps: Tensor, rows: int, columns: int) -> Tensor:
     height, width = maps.shape[1:]
-    return maps[
-        :, max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)
-    ]
+    return maps[:, max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)]

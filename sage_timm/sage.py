@@ -4,10 +4,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sage_timm.blend import blend
-from sage_timm.hooks import Loss, input_gradient, share_gradient
+from sage_timm.hooks import Loss, drop_shared_gradient, input_gradient, share_gradient
 from sage_timm.rearrange import best_translation, random_translations
 from sage_timm.saliency import saliency_from_gradient
 
@@ -55,7 +54,6 @@ class Sage:
         self.model: nn.Module | None = None
         self.loss_fn: Loss | None = None
         self._clean: list[tuple[nn.Parameter, Tensor]] = []
-        self._handle: RemovableHandle | None = None
 
     def attach(self, model: nn.Module, loss_fn: Loss) -> None:
         """Sets the model and the loss whose gradients give the saliency."""
@@ -68,9 +66,8 @@ class Sage:
     def forget(self) -> None:
         """Drops a shared gradient that no training step has used."""
         self._clean = []
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self.model is not None:
+            drop_shared_gradient(self.model)
 
     def draw_translations(self, height: int, width: int) -> Tensor:
         """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``."""
@@ -109,12 +106,10 @@ class Sage:
         maps = saliency_from_gradient(gradient.images)
         lam = (lam * self.lambda_max).to(maps).view(-1, 1, 1, 1)
         # A uniform map says nothing of where the object is: such a pair gets plain mixup.
-        uniform = (maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3)))
+        uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
         plain = uniform | uniform[partner]
         mean = 1 / (maps.shape[2] * maps.shape[3])
-        own, other = (
-            torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner])
-        )
+        own, other = (torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner]))
         own, other = lam * own, (1 - lam) * other
         translation = best_translation(own, other, translations)
         translation = translation.masked_fill(plain[:, None], 0)
@@ -124,7 +119,5 @@ class Sage:
     def share(self, mixed_targets: Tensor) -> None:
         """With an update ratio below 1, lets the next training step use the clean gradient too."""
         if self._clean and self.model is not None and self.loss_fn is not None:
-            self._handle = share_gradient(
-                self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio
-            )
+            share_gradient(self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio)
             self._clean = []

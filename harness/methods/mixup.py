@@ -5,8 +5,6 @@ from torch import nn
 
 from harness.methods.base import MethodConfig
 
-NAME = "mixup"
-
 
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
     """Makes timm's Mixup with one weight for the batch."""

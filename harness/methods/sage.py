@@ -5,8 +5,6 @@ from torch import nn
 from harness.methods.base import MethodConfig
 from sage_timm import SageMixup
 
-NAME = "sage"
-
 
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""

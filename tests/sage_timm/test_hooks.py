@@ -1,0 +1,244 @@
+"""A transform leaves no trace, and a shared gradient is the one that the paper says."""
+
+import copy
+
+import pytest
+import torch
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sage_timm import SageMixup, saliency
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def snapshot(model):
+    """All that a call could change: values, the objects that hold them, flags and hooks."""
+    return {
+        "values": {
+            name: value.clone()
+            for name, value in (*model.named_parameters(), *model.named_buffers())
+        },
+        "grads": {
+            name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        },
+        "objects": [id(v) for v in (*model.parameters(), *model.buffers())],
+        "flags": [
+            (m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()
+        ],
+        "hooks": [len(getattr(m, name)) for m in model.modules() for name in HOOKS],
+    }
+
+
+def assert_same(before, after):
+    assert before["values"].keys() == after["values"].keys()
+    for name, value in before["values"].items():
+        assert torch.equal(value, after["values"][name]), name
+    for name, grad in before["grads"].items():
+        assert (
+            grad is None
+            if after["grads"][name] is None
+            else torch.equal(grad, after["grads"][name])
+        ), name
+    for key in ("objects", "flags", "hooks"):
+        assert before[key] == after[key]
+
+
+class _Raises(nn.Module):
+    def forward(self, _x):
+        raise RuntimeError("the head fails")
+
+
+class _ReplacesItsBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_grads", [True, False])
+def test_a_call_leaves_no_trace(small_net, batch, training, with_grads):
+    model = nn.Sequential(_ReplacesItsBuffer(), small_net()).train(training)
+    x, y = batch()
+    if with_grads:
+        model(x).sum().backward()
+    mixup_fn = SageMixup(num_classes=5, model=model)
+    before, x_before = snapshot(model), x.clone()
+    mixed, _ = mixup_fn(x, y)
+    assert not torch.equal(mixed, x_before)  # or nothing was tested
+    assert_same(before, snapshot(model))
+    assert torch.equal(x, x_before)
+    assert not mixed.requires_grad
+
+
+@pytest.mark.parametrize("update_ratio", [1.0, 0.7])
+@pytest.mark.parametrize("fault", ["model", "loss", "shape", "scalar"])
+def test_a_call_that_raises_leaves_no_trace(small_net, batch, fault, update_ratio):
+    model = small_net()
+    x, y = batch()
+    model(x).sum().backward()
+    loss_fn = SoftTargetCrossEntropy()
+    if fault == "model":
+        model.head = _Raises()
+    elif fault == "shape":
+        model.head = nn.Linear(8, 4)
+    elif fault == "loss":
+        loss_fn = nn.Bilinear(1, 1, 1)
+    else:
+        loss_fn = nn.CrossEntropyLoss(reduction="none")
+    before = snapshot(model)
+    mixup_fn = SageMixup(num_classes=5, model=model, loss_fn=loss_fn, update_ratio=update_ratio)
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
+        mixup_fn(x, y)
+    assert_same(before, snapshot(model))
+
+
+class _WeightGradients(TorchDispatchMode):
+    """Counts the convolutions whose weight gradient is computed in a backward pass."""
+
+    computed = skipped = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            output_mask = args[-1]
+            self.computed += output_mask[1]
+            self.skipped += not output_mask[1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("update_ratio", "computed"), [(1.0, 0), (0.7, 1)])
+def test_weight_gradients_are_computed_only_to_be_shared(small_net, batch, update_ratio, computed):
+    mixup_fn = SageMixup(num_classes=5, model=small_net(), update_ratio=update_ratio)
+    with _WeightGradients() as counted:
+        mixup_fn(*batch())
+    assert (counted.computed, counted.skipped) == (computed, 1 - computed)
+
+
+def gradient(model, x, soft_targets):
+    """The loss's parameter gradient, computed on a copy of the model."""
+    model = copy.deepcopy(model)
+    model.zero_grad()
+    SoftTargetCrossEntropy()(model(x), soft_targets).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def step_by_hand(model, clean, mixed, update_ratio, lr):
+    return [
+        p.detach() - lr * ((1 - update_ratio) * c + update_ratio * m)
+        for p, c, m in zip(
+            model.parameters(), gradient(model, *clean), gradient(model, *mixed), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("update_ratio", [0.5, 0.7])
+@pytest.mark.parametrize("zero_grad", ["before mixing", "before forward", "before backward"])
+@pytest.mark.parametrize("loss_scale", [1.0, 65536.0, 0.25])
+def test_one_step_equals_the_step_by_hand(small_net, batch, update_ratio, zero_grad, loss_scale):
+    """Wherever the loop calls zero_grad, and whatever factor it puts on its loss."""
+    model = small_net(dtype=torch.float64)
+    x, y = batch(dtype=torch.float64)
+    model(x).sum().backward()  # a gradient of before, to be forgotten
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=update_ratio)
+    start = copy.deepcopy(model)
+    if zero_grad == "before mixing":
+        optimizer.zero_grad()
+    mixed, targets = mixup_fn(x.clone(), y)
+    if zero_grad == "before forward":
+        optimizer.zero_grad()
+    logits = model(mixed)
+    loss = SoftTargetCrossEntropy()(logits, targets)
+    if zero_grad == "before backward":
+        optimizer.zero_grad()
+    (loss * loss_scale).backward()
+    for parameter in model.parameters():
+        parameter.grad /= loss_scale
+    optimizer.step()
+    clean_targets = mixup_target(y, 5, 1.0, 0.1)
+    expected = step_by_hand(start, (x, clean_targets), (mixed, targets), update_ratio, lr=0.5)
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-6, atol=1e-9)
+    unscaled = SoftTargetCrossEntropy()(copy.deepcopy(start)(mixed), targets)
+    torch.testing.assert_close(loss, unscaled)  # what the loop logs
+    assert not model._forward_hooks
+
+
+def test_accumulated_batches_share_their_gradients(small_net, batch):
+    model = small_net(dtype=torch.float64)
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=0.6)
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    for seed in (1, 2):
+        x, y = batch(dtype=torch.float64, seed=seed)
+        mixed, targets = mixup_fn(x.clone(), y)
+        clean_gradient = gradient(model, x, mixup_target(y, 5, 1.0, 0.1))
+        mixed_gradient = gradient(model, mixed, targets)
+        for total, c, m in zip(expected, clean_gradient, mixed_gradient, strict=True):
+            total += (0.4 * c + 0.6 * m) / 2
+        (SoftTargetCrossEntropy()(model(mixed), targets) / 2).backward()
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_validation_pass_in_between_does_not_use_the_gradient_up(small_net, batch):
+    model = small_net(dtype=torch.float64).eval()
+    x, y = batch(dtype=torch.float64)
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=0.5)
+    mixed, targets = mixup_fn(x.clone(), y)
+    with torch.no_grad():
+        model(x)
+    SoftTargetCrossEntropy()(model(mixed), targets).backward()
+    clean = gradient(model, x, mixup_target(y, 5, 1.0, 0.1))
+    mixed_gradient = gradient(model, mixed, targets)
+    for p, c, m in zip(model.parameters(), clean, mixed_gradient, strict=True):
+        torch.testing.assert_close(p.grad, 0.5 * c + 0.5 * m, rtol=1e-6, atol=1e-9)
+
+
+def test_a_gradient_that_no_step_used_is_dropped_by_the_next_call(small_net, batch):
+    model = small_net()
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=0.5)
+    for _ in range(3):
+        mixup_fn(*batch())
+        assert len(model._forward_hooks) == 1
+    mixup_fn.mixup_enabled = False
+    mixup_fn(*batch())
+    assert not model._forward_hooks
+
+
+def test_only_the_last_of_two_transforms_shares_its_gradient(small_net, batch):
+    model = small_net(dtype=torch.float64)
+    x, y = batch(dtype=torch.float64)
+    first, second = (SageMixup(num_classes=5, model=model, update_ratio=r) for r in (0.2, 0.5))
+    first(x.clone(), y)
+    mixed, targets = second(x.clone(), y)
+    assert all(p.grad is None for p in model.parameters())
+    clean_targets = mixup_target(y, 5, 1.0, 0.1)
+    saliency(model, x, clean_targets, SoftTargetCrossEntropy())  # uses nothing up
+    SoftTargetCrossEntropy()(model(mixed), targets).backward()
+    clean, of_mixed = gradient(model, x, clean_targets), gradient(model, mixed, targets)
+    for p, c, m in zip(model.parameters(), clean, of_mixed, strict=True):
+        torch.testing.assert_close(p.grad, 0.5 * c + 0.5 * m, rtol=1e-6, atol=1e-9)
+
+
+def test_a_copy_of_the_model_does_not_use_the_gradient_up(small_net, batch):
+    model = small_net()
+    SageMixup(num_classes=5, model=model, update_ratio=0.5)(*batch())
+    copied = copy.deepcopy(model)
+    copied(batch()[0]).sum().backward()
+    assert len(model._forward_hooks) == 1
+    assert model.head.weight.grad is None
+
+
+def test_frozen_parameters_stay_without_gradient(small_net, batch):
+    model = small_net()
+    model.conv.requires_grad_(False)
+    mixed, targets = SageMixup(num_classes=5, model=model, update_ratio=0.5)(*batch())
+    SoftTargetCrossEntropy()(model(mixed), targets).backward()
+    assert model.conv.weight.grad is None
+    assert model.head.weight.grad is not None

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sage_timm import best_translation, random_translations
+from tests import oracles
+
+
+@pytest.mark.parametrize("lam", [0.05, 0.35, 0.5, 0.95])
+def test_fraction_one_finds_the_best_of_all_by_brute_force(saliency_pair, lam):
+    s0, s1 = saliency_pair(lam=lam)
+    found = best_translation(s0, s1, random_translations(6, 9, fraction=1.0))
+    for pair in range(len(s0)):
+        a, b = s0[pair, 0].numpy(), s1[pair, 0].numpy()
+        values = {t: oracles.objective(a, b, t) for t in oracles.all_translations(6, 9)}
+        best = max(values, key=values.__getitem__)
+        assert tuple(found[pair].tolist()) == best
+        assert values[best] > values[(0, 0)] or best == (0, 0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    lam=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+    power=st.integers(0, 6),
+)
+def test_no_candidate_is_better_than_the_one_found(height, width, lam, seed, power):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.rand((2, 2, 1, height, width), generator=generator, dtype=torch.float64) ** power
+    s0, s1 = lam * maps[0], (1 - lam) * maps[1]
+    candidates = random_translations(height, width, 0.5, generator)
+    found = best_translation(s0, s1, candidates)
+    for pair in range(2):
+        a, b = s0[pair, 0].numpy(), s1[pair, 0].numpy()
+        values = [oracles.objective(a, b, t) for t in candidates.tolist()]
+        reached = oracles.objective(a, b, found[pair].tolist())
+        np.testing.assert_allclose(reached, max(values), rtol=1e-9)
+
+
+def test_float32_reaches_the_float64_optimum(saliency_pair):
+    s0, s1 = saliency_pair(count=4, height=12, width=10)
+    candidates = random_translations(12, 10, 0.3, torch.Generator().manual_seed(0))
+    found = best_translation(s0.float(), s1.float(), candidates)
+    for pair in range(4):
+        a, b = s0[pair, 0].numpy(), s1[pair, 0].numpy()
+        best = max(oracles.objective(a, b, t) for t in candidates.tolist())
+        assert oracles.objective(a, b, found[pair].tolist()) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_pair_is_translated_alone_as_in_a_batch(saliency_pair):
+    s0, s1 = saliency_pair(count=7)
+    candidates = random_translations(6, 9, 0.4, torch.Generator().manual_seed(3))
+    together = best_translation(s0, s1, candidates)
+    alone = [best_translation(s0[i : i + 1], s1[i : i + 1], candidates) for i in range(7)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_random_translations_are_distinct_in_range_and_as_many_as_asked():
+    drawn = random_translations(5, 8, 1.0)
+    assert {tuple(t) for t in drawn.tolist()} == set(oracles.all_translations(5, 8))
+    assert len(drawn) == 9 * 15
+    one_percent = random_translations(32, 32, 0.01)
+    assert len(one_percent) == 39  # 1 % of 63 x 63, rounded down, as the authors have it
+    assert len({tuple(t) for t in one_percent.tolist()}) == 39
+    assert len(random_translations(2, 2, 0.01)) == 1
+
+
+def test_random_translations_follow_their_generator():
+    draws = [random_translations(9, 9, 0.1, torch.Generator().manual_seed(s)) for s in (4, 4, 5)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+class _LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def test_memory_does_not_grow_with_the_number_of_translations():
+    maps = torch.rand(4, 1, 64, 48)
+    for fraction in (0.01, 0.2):
+        candidates = random_translations(64, 48, fraction)
+        with _LargestTensor() as largest:
+            best_translation(maps, maps.flip(0), candidates)
+        assert largest.elements <= maps.numel()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\]"):
+        random_translations(8, 8, fraction)
+
+
+def test_maps_and_translations_that_do_not_fit_are_refused():
+    maps, still = torch.rand(2, 1, 4, 5), torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"must both be \[B, 1, H, W\]"):
+        best_translation(maps, maps[:1], still)
+    with pytest.raises(ValueError, match=r"must be \[N, 2\]"):
+        best_translation(maps, maps, still[:0])
+    with pytest.raises(ValueError, match=r"must lie in \(-4, 4\) x \(-5, 5\)"):
+        best_translation(maps, maps, torch.tensor([[4, 0]]))

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from sage_timm import saliency, saliency_from_gradient
+
+
+def oracle(gradient):
+    """Eq. 1, smoothing and normalisation, by NumPy and SciPy in float64."""
+    norm = np.sqrt((gradient**2).sum(axis=1))
+    sigma = min(norm.shape[1:]) / 32
+    radius = int(np.ceil(2 * sigma))
+    smooth = np.stack(
+        [scipy.ndimage.gaussian_filter(n, sigma, mode="mirror", radius=radius) for n in norm]
+    )
+    return (smooth / smooth.sum(axis=(1, 2), keepdims=True))[:, None]
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (2, 1, 17, 40), (3, 4, 64, 33), (1, 2, 3, 5)])
+def test_matches_the_formula_in_float64(shape):
+    gradient = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps = saliency_from_gradient(gradient)
+    assert maps.dtype == torch.float64
+    np.testing.assert_allclose(maps.numpy(), oracle(gradient.numpy()), rtol=1e-10)
+
+
+def test_smooths_as_the_authors_do_at_32_pixels():
+    gradient = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = gaussian_blur(gradient.norm(dim=1, keepdim=True), [5, 5], [1.0, 1.0])
+    expected = expected / expected.sum(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(saliency_from_gradient(gradient), expected)
+
+
+def test_is_the_gradient_of_the_full_loss():
+    """For a linear classifier the gradient of the cross-entropy is known: W^T (softmax - y)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 6, 4, dtype=torch.float64))
+    images, targets = torch.randn(5, 3, 8, 6, dtype=torch.float64), torch.eye(4)[[0, 3, 1, 1, 2]]
+    maps = saliency(model, images, targets.double(), cross_entropy)
+    weight, bias = (p.detach().numpy() for p in model.parameters())
+    logits = images.numpy().reshape(5, -1) @ weight.T + bias
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    gradient = ((softmax - targets.numpy()) @ weight).reshape(5, 3, 8, 6)
+    np.testing.assert_allclose(maps.numpy(), oracle(gradient), rtol=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(*(st.integers(1, n) for n in (3, 4, 20, 20))),
+    seed=st.integers(0, 2**31),
+    exponent=st.integers(-30, 30),
+)
+def test_sums_to_one_whatever_the_size_and_the_scale(shape, seed, exponent):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    maps = saliency_from_gradient(gradient * 10.0**exponent)
+    assert maps.shape == (shape[0], 1, *shape[2:])
+    assert (maps >= 0).all()
+    torch.testing.assert_close(maps.sum(dim=(1, 2, 3)), torch.ones(shape[0]))
+    torch.testing.assert_close(maps, saliency_from_gradient(gradient), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
+def test_an_unusable_gradient_gives_the_uniform_map_to_that_image_alone(bad):
+    gradient = torch.randn(3, 3, 8, 10)
+    before = saliency_from_gradient(gradient)
+    if bad == 0:
+        gradient[1] = 0
+    else:
+        gradient[1, 2, 3, 4] = bad
+    maps = saliency_from_gradient(gradient)
+    assert (maps[1] == 1 / 80).all()
+    assert torch.equal(maps[[0, 2]], before[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_are_worked_on_in_float32(dtype):
+    gradient = torch.randn(2, 3, 32, 32).to(dtype)
+    maps = saliency_from_gradient(gradient)
+    assert maps.dtype == torch.float32
+    np.testing.assert_allclose(maps.numpy(), oracle(gradient.double().numpy()), rtol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(saliency_from_gradient(gradient), maps)
