@@ -66,6 +66,11 @@ class RunConfig:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if not 0 < self.schedule.epochs < _MOST_EPOCHS:
             raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {self.schedule.epochs}")
+        if self.data.batch_size < 2 or self.data.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even, since timm's Mixup mixes pairs, got "
+                f"{self.data.batch_size}"
+            )
         if not timm.is_model(self.model):
             raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
 

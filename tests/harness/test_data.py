@@ -1,0 +1,132 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.data import DataConfig, balanced_indices, load_splits, make_loader
+
+MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of images as timm reads it: three classes, eight training images each."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("ant", "bee", "cat"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (20, 26, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{index}.png")
+    return DataConfig("folder", str(tmp_path), val_split="test", image_size=16, batch_size=6)
+
+
+def test_reads_a_folder_through_timm(folder):
+    splits = load_splits(folder, seed=0)
+    assert splits.classes == ["ant", "bee", "cat"]
+    assert (len(splits.train), len(splits.validation)) == (24, 6)
+
+
+def test_reads_torchvisions_cifar_through_timm(tmp_path):
+    """The files of CIFAR-10 as torchvision stores them, made here with ten images each."""
+    import hashlib
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    random = np.random.default_rng(0)
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
+
+    def images(_name):
+        return {
+            "data": random.integers(0, 256, (10, 3072), dtype=np.uint8),
+            "labels": list(range(10)),
+        }
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10, "train_list", [write(n, images(n)) for n, _ in CIFAR10.train_list])
+        patch.setattr(CIFAR10, "test_list", [write(n, images(n)) for n, _ in CIFAR10.test_list])
+        names = [f"class {i}" for i in range(10)]
+        name, digest = write("batches.meta", {"label_names": names})
+        patch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
+        splits = load_splits(DataConfig("torch/cifar10", str(tmp_path), train_size=20), seed=0)
+    assert splits.classes == names
+    assert len(splits.train) == 20
+    assert len(splits.validation) == 10
+
+
+@pytest.mark.parametrize("crop_mode", ["pad", "rrc"])
+def test_the_loader_crops_and_normalises(folder, crop_mode):
+    from dataclasses import replace
+
+    config = replace(folder, train_crop_mode=crop_mode)
+    splits = load_splits(config, seed=0)
+    for dataset, hflip in ((splits.train, 0.5), (splits.validation, None)):
+        images, targets = next(
+            iter(make_loader(config, dataset, MODEL_CONFIG, torch.device("cpu"), hflip))
+        )
+        assert images.shape == (6, 3, 16, 16)
+        assert images.dtype == torch.float32
+        assert targets.dtype == torch.int64
+        mean, std = (torch.tensor(MODEL_CONFIG[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        pixels = images * std + mean
+        assert pixels.min() > -1e-4
+        assert pixels.max() < 1 + 1e-4
+        assert 0.3 < pixels.mean() < 0.6
+
+
+def test_evaluation_shows_each_image_once_and_whole(folder):
+    splits = load_splits(folder, seed=0)
+    loader = make_loader(folder, splits.validation, MODEL_CONFIG, torch.device("cpu"), None)
+    targets = torch.cat([t for _, t in loader])
+    assert targets.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_train_size_takes_the_same_number_of_each_class(folder):
+    from dataclasses import replace
+
+    splits = load_splits(replace(folder, train_size=9), seed=0)
+    assert Counter(target for _, target in splits.train) == {0: 3, 1: 3, 2: 3}
+
+
+def test_balanced_indices_follow_the_seed():
+    targets = [0, 1, 2] * 40
+    one, same, other = (balanced_indices(targets, 30, seed) for seed in (1, 1, 2))
+    assert one == same != other
+    assert len(set(one)) == 30
+    assert Counter(targets[i] for i in one) == {0: 10, 1: 10, 2: 10}
+
+
+@pytest.mark.parametrize("size", [0, 2, 10])
+def test_a_train_size_that_cannot_be_balanced_is_refused(size):
+    with pytest.raises(
+        ValueError, match=f"train_size must be a multiple of the 3 classes, got {size}"
+    ):
+        balanced_indices([0, 1, 2] * 5, size, seed=0)
+
+
+def test_too_few_images_of_a_class_are_refused():
+    with pytest.raises(ValueError, match="takes 3 images of each class, but class 1 has 2"):
+        balanced_indices([0, 0, 0, 1, 1], 6, seed=0)
+
+
+def test_glyphs_need_a_balanced_size_too():
+    with pytest.raises(
+        ValueError, match="train_size must be a multiple of the 100 classes, got 150"
+    ):
+        load_splits(DataConfig(train_size=150, image_size=8), seed=0)
+
+
+def test_a_data_set_that_is_not_there_is_refused(tmp_path):
+    config = DataConfig("folder", str(tmp_path / "nowhere"))
+    with pytest.raises(
+        ValueError, match=r"cannot open split 'train' of dataset='folder' in data_dir="
+    ):
+        load_splits(config, seed=0)

@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.data import DataConfig
+from harness.gallery import draw_gallery
+from harness.train import RunConfig, ScheduleConfig, train
+
+CPU = torch.device("cpu")
+TINY = RunConfig(
+    "none",
+    seed=0,
+    data=DataConfig(train_size=100, image_size=16, batch_size=50),
+    schedule=ScheduleConfig(epochs=1),
+)
+
+
+def test_draws_one_row_a_pair_and_one_column_a_method(tmp_path):
+    train(TINY, tmp_path, CPU)
+    sizes = []
+    for pairs in (2, 5):
+        path = draw_gallery(TINY, tmp_path, pairs, CPU)
+        assert path == tmp_path / "gallery.png"
+        with Image.open(path) as picture:
+            sizes.append(picture.size)
+            pixels = np.asarray(picture.convert("RGB"))
+        # Eight columns of cells, each with something in it.
+        for cell in np.array_split(pixels[40:], 8, axis=1):
+            assert cell.std() > 10
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] > 2 * sizes[0][1]
+
+
+def test_needs_a_trained_network_and_enough_images(tmp_path):
+    with pytest.raises(ValueError, match="train this run first, with the same settings"):
+        draw_gallery(TINY, tmp_path, 2, CPU)
+    train(TINY, tmp_path, CPU)
+    with pytest.raises(ValueError, match=r"pairs=101 takes 202 images, the split has 200"):
+        draw_gallery(TINY, tmp_path, 101, CPU)
+    with pytest.raises(ValueError, match="train this run first"):
+        draw_gallery(replace(TINY, seed=1), tmp_path, 2, CPU)

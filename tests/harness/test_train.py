@@ -1,0 +1,166 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.data import DataConfig
+from harness.glyphs import Glyphs
+from harness.methods import METHODS
+from harness.methods.base import MethodConfig
+from harness.results import read_results
+from harness.train import RunConfig, ScheduleConfig, evaluate, load_model, train
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+TINY = RunConfig(
+    "sage",
+    seed=1,
+    data=DataConfig(train_size=100, image_size=8, batch_size=20),
+    schedule=ScheduleConfig(epochs=3),
+    mixing=MethodConfig(update_ratio=0.7, search_fraction=0.1),
+)
+FLAGS = [
+    *("--train-size", "100", "--image-size", "8", "--batch-size", "20", "--epochs", "3"),
+    *("--update-ratio", "0.7", "--search-fraction", "0.1", "--seeds", "1"),
+]
+
+
+def untimed(line):
+    """A result without the figures that depend on the machine's mood."""
+    kept = {k: v for k, v in line.items() if k not in ("step_ms", "train_seconds", "history")}
+    history = [
+        {k: v for k, v in epoch.items() if k not in ("step_ms", "seconds")}
+        for epoch in line["history"]
+    ]
+    return {**kept, "history": history}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits(tmp_path, method):
+    config = replace(TINY, method=method)
+    one, other = (train(config, tmp_path / name, CPU) for name in "ab")
+    assert untimed(one) == untimed(other)
+    weights = [load_model(config, tmp_path / name, 100, CPU).state_dict() for name in "ab"]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_result_holds_what_the_design_asks_for(tmp_path):
+    line = train(TINY, tmp_path, CPU)
+    assert read_results(tmp_path / "results.jsonl") == [line]
+    expected = {
+        "method": "sage",
+        "seed": 1,
+        "dataset": "glyphs",
+        "model": "preactresnet8_cifar",
+        "epochs": 3,
+        "train_size": 100,
+        "torch": torch.__version__,
+    }
+    assert expected.items() <= line.items()
+    assert {"step_ms", "device", "timm", "config"} <= line.keys()
+    assert 0 <= line["top1"] <= 100
+    assert line["config"]["mixing"]["update_ratio"] == 0.7
+    assert len(line["history"]) == 3
+
+
+def test_top1_is_the_median_of_the_last_ten_epochs(tmp_path):
+    config = replace(TINY, method="none", schedule=ScheduleConfig(epochs=12))
+    line = train(config, tmp_path, CPU)
+    measured = [epoch["top1"] for epoch in line["history"] if "top1" in epoch]
+    assert len(measured) == 10
+    middle = sorted(measured)[4:6]
+    assert line["top1"] == pytest.approx(sum(middle) / 2)
+    assert line["top1_last"] == measured[-1]
+
+
+def test_the_accuracy_is_that_of_the_checkpoint(tmp_path):
+    """Counted by hand, image by image, on the network that was saved."""
+    config = replace(TINY, method="none")
+    line = train(config, tmp_path, CPU)
+    model = load_model(config, tmp_path, 100, CPU).eval()
+    data = Glyphs("validation", 200, 8, seed=0)
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+    images = (torch.from_numpy(data.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.no_grad():
+        right = (model(images).argmax(dim=1) == torch.tensor(data.targets)).sum().item()
+    assert line["top1_last"] == pytest.approx(100 * right / 200)
+
+
+def test_evaluate_counts_the_right_answers():
+    """A network that reads the answer off the picture, and pictures of which 37 in 50 are right."""
+    targets = torch.arange(50) % 5
+    shown = torch.where(torch.arange(50) < 37, targets, (targets + 1) % 5)
+    images = torch.nn.functional.one_hot(shown, 5).float()[:, None, None]
+    loader = [(images[i : i + 20], targets[i : i + 20]) for i in range(0, 50, 20)]
+    assert evaluate(torch.nn.Flatten(), loader) == pytest.approx(74)
+
+
+def test_a_run_that_stands_there_is_skipped(tmp_path):
+    line = train(TINY, tmp_path, CPU)
+    started = time.perf_counter()
+    assert train(TINY, tmp_path, CPU) == line
+    assert time.perf_counter() - started < 1
+    assert len(read_results(tmp_path / "results.jsonl")) == 1
+
+
+def test_another_setting_is_another_run(tmp_path):
+    config = replace(TINY, schedule=ScheduleConfig(epochs=1))
+    train(config, tmp_path, CPU)
+    train(replace(config, mixing=MethodConfig(lambda_max=0.5)), tmp_path, CPU)
+    train(replace(config, data=replace(config.data, workers=0)), tmp_path, CPU)
+    assert len(read_results(tmp_path / "results.jsonl")) == 2
+
+
+def start(out, *flags):
+    command = [sys.executable, "-m", "harness", "train", *FLAGS, "--out", str(out), *flags]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
+    flags = ["--methods", "none", "sage"]
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    process = start(tmp_path / "killed", *flags, "--epochs", "12")
+    while not list(checkpoints.glob("sage-*.pt")):  # in the middle of the second run
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(read_results(tmp_path / "killed" / "results.jsonl")) == 1
+    trained = len(torch.load(next(checkpoints.glob("sage-*.pt")))["history"])
+    assert 1 <= trained < 12
+    assert start(tmp_path / "killed", *flags, "--epochs", "12").wait() == 0
+    assert start(tmp_path / "whole", *flags, "--epochs", "12").wait() == 0
+    killed, whole = (
+        [json.loads(line) for line in (tmp_path / name / "results.jsonl").open()]
+        for name in ("killed", "whole")
+    )
+    assert [untimed(line) for line in killed] == [untimed(line) for line in whole]
+    assert len(killed) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"method": "cutout"}, "method must be one of none, mixup, cutmix, sage, got 'cutout'"),
+        ({"schedule": ScheduleConfig(epochs=0)}, r"epochs must be in \(0, 100000\), got 0"),
+        ({"data": DataConfig(batch_size=25)}, "batch_size must be even, since timm's Mixup mixes"),
+        ({"model": "no_such_net"}, r"model must be one that timm.list_models\(\) knows"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(change, text):
+    with pytest.raises(ValueError, match=text):
+        replace(TINY, **change)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    config = replace(TINY, data=replace(TINY.data, batch_size=102))
+    with pytest.raises(ValueError, match="batch_size=102 is more than the 100 training images"):
+        train(config, tmp_path, CPU)
