@@ -13,6 +13,8 @@ from harness.data import DataConfig
 from harness.gallery import draw_gallery
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
+from harness.report import tables
+from harness.results import read_results
 from harness.train import RunConfig, ScheduleConfig, train
 
 
@@ -98,10 +100,29 @@ class Gallery(_Settings):
         print(f"picture: {draw_gallery(run, self.out, self.pairs, device)}")
 
 
+@dataclass(frozen=True)
+class Report:
+    """Print Markdown tables of the runs in DIR/results.jsonl: means and spread over the seeds.
+
+    Examples:
+      python -m harness report runs
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds results.jsonl."""
+
+    def __call__(self) -> None:
+        path = self.directory / "results.jsonl"
+        results = read_results(path)
+        if not results:
+            raise ValueError(f"no results in {path}")
+        print(tables(results))
+
+
 def main() -> None:
     """Runs one command; bad input ends with one line and exit code 2."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "gallery": Gallery}, prog="python -m harness"
+        {"train": Train, "report": Report, "gallery": Gallery}, prog="python -m harness"
     )
     try:
         command()

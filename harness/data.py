@@ -30,6 +30,8 @@ class DataConfig:
     """Split to measure on."""
     dataset_download: bool = False
     """Let timm download the data set, where it can."""
+    num_classes: int | None = None
+    """The number of classes; only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
     train_size: int | None = None
     """Train on so many images, the same number of each class, drawn with the run's seed."""
     image_size: int = 32
@@ -86,7 +88,16 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         if config.train_size:
             _per_class(config.train_size, len(train.classes))
         return Splits(train, validation, train.classes, hflip=0.0)
-    train, validation = (_open(config, split) for split in (config.train_split, config.val_split))
+    train = _open(config, config.train_split, seed, training=True)
+    validation = _open(config, config.val_split, seed, training=False)
+    if isinstance(train, IterableDataset):
+        if config.num_classes is None or config.train_size is not None:
+            raise ValueError(
+                f"dataset={config.dataset!r} is a stream: it needs num_classes, and takes no "
+                "train_size, since its images cannot be picked"
+            )
+        classes = [str(index) for index in range(config.num_classes)]
+        return Splits(train, validation, classes, hflip=0.5)
     targets = _targets(train)
     classes = _classes(train, targets)
     if config.train_size:
@@ -155,22 +166,22 @@ def make_loader(
     return loader
 
 
-def _open(config: DataConfig, split: str) -> Any:
+def _open(config: DataConfig, split: str, seed: int, training: bool) -> Any:
     try:
-        dataset = create_dataset(
+        return create_dataset(
             config.dataset,
             root=config.data_dir,
             split=split,
+            is_training=training,
             download=config.dataset_download,
+            batch_size=config.batch_size,
+            seed=seed,
         )
     except Exception as error:
         raise ValueError(
             f"cannot open split {split!r} of dataset={config.dataset!r} in "
             f"data_dir={config.data_dir!r}: {error}"
         ) from error
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(f"dataset={config.dataset!r} is a stream; the harness needs random access")
-    return dataset
 
 
 def _targets(dataset: Any) -> list[int]:

@@ -77,7 +77,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The settings as JSON, less those that change nothing in the result."""
         settings = asdict(self)
-        for name in ("data_dir", "dataset_download", "workers"):
+        for name in ("data_dir", "dataset_download", "num_classes", "workers"):
             del settings["data"][name]
         identity: dict[str, Any] = json.loads(json.dumps(settings))
         return identity
@@ -173,6 +173,8 @@ class _Run:
         random_seed(self.config.seed * _MOST_EPOCHS + epoch + 1)
         self.scheduler.step(epoch)
         self.model.train()
+        if hasattr(self.splits.train, "set_epoch"):  # streams shuffle by it
+            self.splits.train.set_epoch(epoch)
         losses = AverageMeter()
         times: list[float] = []
         title = f"{self.config.method} seed {self.config.seed} epoch {epoch + 1}"

@@ -1,9 +1,16 @@
+import hashlib
+import io
+import json
+import pickle
+import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from harness.data import DataConfig, balanced_indices, load_splits, make_loader
 
@@ -31,11 +38,6 @@ def test_reads_a_folder_through_timm(folder):
 
 def test_reads_torchvisions_cifar_through_timm(tmp_path):
     """The files of CIFAR-10 as torchvision stores them, made here with ten images each."""
-    import hashlib
-    import pickle
-
-    from torchvision.datasets import CIFAR10
-
     base = tmp_path / CIFAR10.base_folder
     base.mkdir()
     random = np.random.default_rng(0)
@@ -62,10 +64,49 @@ def test_reads_torchvisions_cifar_through_timm(tmp_path):
     assert len(splits.validation) == 10
 
 
+@pytest.fixture
+def webdataset(tmp_path):
+    """The same images as shards, as timm's wds reader takes them."""
+    random = np.random.default_rng(0)
+    splits = {}
+    for split, count in (("train", 24), ("validation", 10)):
+        name = f"{split}-0000.tar"
+        with tarfile.open(tmp_path / name, "w") as shard:
+            for index in range(count):
+                picture = io.BytesIO()
+                pixels = random.integers(0, 256, (20, 26, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture, "JPEG")
+                for suffix, content in (("jpg", picture.getvalue()), ("cls", b"%d" % (index % 3))):
+                    member = tarfile.TarInfo(f"{index:04d}.{suffix}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+        splits[split] = {
+            "name": split,
+            "num_samples": count,
+            "filenames": [name],
+            "shard_lengths": [count],
+        }
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    return DataConfig("wds/made", str(tmp_path), image_size=16, batch_size=6)
+
+
+def test_reads_a_stream_through_timm(webdataset):
+    splits = load_splits(replace(webdataset, num_classes=3), seed=0)
+    assert splits.classes == ["0", "1", "2"]
+    batches = list(make_loader(webdataset, splits.train, MODEL_CONFIG, torch.device("cpu"), 0.5))
+    assert [images.shape for images, _ in batches] == [(6, 3, 16, 16)] * 4
+    measured = make_loader(webdataset, splits.validation, MODEL_CONFIG, torch.device("cpu"), None)
+    assert torch.cat([t for _, t in measured]).tolist() == [i % 3 for i in range(10)]
+
+
+def test_a_stream_must_say_its_classes_and_cannot_be_picked_from(webdataset):
+    for change in ({}, {"num_classes": 3, "train_size": 6}):
+        with pytest.raises(ValueError, match="is a stream: it needs num_classes, and takes no"):
+            load_splits(replace(webdataset, **change), seed=0)
+
+
 @pytest.mark.parametrize("crop_mode", ["pad", "rrc"])
 def test_the_loader_crops_and_normalises(folder, crop_mode):
-    from dataclasses import replace
-
     config = replace(folder, train_crop_mode=crop_mode)
     splits = load_splits(config, seed=0)
     for dataset, hflip in ((splits.train, 0.5), (splits.validation, None)):
@@ -90,8 +131,6 @@ def test_evaluation_shows_each_image_once_and_whole(folder):
 
 
 def test_train_size_takes_the_same_number_of_each_class(folder):
-    from dataclasses import replace
-
     splits = load_splits(replace(folder, train_size=9), seed=0)
     assert Counter(target for _, target in splits.train) == {0: 3, 1: 3, 2: 3}
 
