@@ -139,7 +139,8 @@ class SageMixup(Mixup):
         self._sage.forget()
         self._check(x, target)
         partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
-        clean = x.clone() if self.mode != "batch" and self.mixup_enabled else x
+        # Element by element, timm's CutMix overwrites images that others are still mixed with.
+        clean = x.clone() if self.cutmix_alpha > 0 and self.mode != "batch" else x
         lam = self._mix_by_timm(x)
         sage_lam = torch.as_tensor(self._sage_lam, device=x.device)
         chosen = self._sage_lam != 1
@@ -160,6 +161,7 @@ class SageMixup(Mixup):
         """Draws all weights as timm does, lets timm apply CutMix, and notes SAGE's weights."""
         batch = len(x)
         half = batch // 2
+        lam: Tensor | float
         if self.mode == "batch":
             lam = self._mix_batch(x)
             drawn = np.full(batch, self._sage_lam[0])
@@ -167,16 +169,14 @@ class SageMixup(Mixup):
             lam = self._mix_elem(x)
             drawn = self._sage_lam
         else:
-            lam = self._mix_pair(x)
-            drawn = np.ones(batch)
-            drawn[:half] = self._sage_lam
-            drawn[batch - half :] = self._sage_lam[::-1]
-            if batch % 2:  # timm's pairs leave out the middle image of an odd batch
-                lam = torch.cat((lam[:half], lam.new_ones(1, 1), lam[half:]))
+            pairs: Tensor = self._mix_pair(x)
+            drawn = np.concatenate((self._sage_lam, np.ones(batch % 2), self._sage_lam[::-1]))
+            # timm's pairs leave out the middle image of an odd batch.
+            lam = torch.cat((pairs[:half], pairs.new_ones(batch % 2, 1), pairs[half:]))
         if batch % 2:
             drawn[half] = 1
         self._sage_lam = drawn
-        return lam  # type: ignore[no-any-return]
+        return lam
 
     def _params_per_batch(self) -> tuple[float, bool]:
         lam, use_cutmix = super()._params_per_batch()
