@@ -43,16 +43,17 @@ class _Settings:
 
 @dataclass(frozen=True)
 class Train(_Settings):
-    """Train every method with every seed, and append one line a run to OUT/results.jsonl.
+    r"""Train every method with every seed, and append one line a run to OUT/results.jsonl.
 
     A run that stands there already is skipped, and one that was cut off goes on from its last
     epoch.
 
-    Examples:
+    Usage examples:
+
       python -m harness train --methods none mixup cutmix sage --epochs 10
 
-      python -m harness train --dataset torch/cifar10 --data-dir DIR --dataset-download
-        --model preactresnet18_cifar --epochs 300 --lr 0.2 --weight-decay 1e-4 --sched multistep
+      python -m harness train --dataset torch/cifar10 --data-dir DIR --dataset-download \
+        --model preactresnet18_cifar --epochs 300 --lr 0.2 --weight-decay 1e-4 --sched multistep \
         --methods sage --lambda-max 0.6 --update-ratio 0.7 --device cuda
 
       python -m harness train --dataset folder --data-dir DIR --val-split test --train-size 1000
@@ -81,7 +82,8 @@ class Gallery(_Settings):
     The saliency is that of a network trained by the same settings; it is trained first where OUT
     does not hold it.
 
-    Examples:
+    Usage examples:
+
       python -m harness gallery --train-size 5000 --epochs 10 --out runs/gallery
 
       python -m harness gallery --image-size 64 --pairs 8
@@ -104,7 +106,8 @@ class Gallery(_Settings):
 class Report:
     """Print Markdown tables of the runs in DIR/results.jsonl: means and spread over the seeds.
 
-    Examples:
+    Usage examples:
+
       python -m harness report runs
     """
 
