@@ -58,10 +58,13 @@ def input_gradient(
         loss = _checked_loss(logits, targets, loss_fn)
         scale = _HALF_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
         weights = [p for p in model.parameters() if p.requires_grad] if parameters else []
-        gradients = torch.autograd.grad(loss * scale, [leaf, *weights], allow_unused=True)
+        gradients: tuple[Tensor | None, ...] = (None,)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss * scale, [leaf, *weights], allow_unused=True)
     if gradients[0] is None:
         raise ValueError(
-            "the attached model's output does not depend on its input, so there is no saliency"
+            "the attached model passes no gradient from its output to its input, so there is no "
+            "saliency; does it run under no_grad, or ignore its input?"
         )
     return LossGradient(
         gradients[0],
@@ -155,10 +158,7 @@ def _saliency_pass() -> Iterator[None]:
 def _buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undoes what a forward pass does to buffers, such as batch norm's running statistics."""
     before = [
-        (
-            module,
-            {name: (b, None if b is None else b.clone()) for name, b in module._buffers.items()},
-        )
+        (module, {name: (b, _copy(b)) for name, b in module._buffers.items()})
         for module in model.modules()
         if module._buffers
     ]
@@ -171,6 +171,16 @@ def _buffers_restored(model: nn.Module) -> Iterator[None]:
                     if buffer is not None and value is not None:
                         buffer.copy_(value)
                     module._buffers[name] = buffer
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    """Copies a buffer, unless nothing can write to it: expanded memory refuses to be written."""
+    if buffer is None:
+        return None
+    expanded = any(
+        stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)
+    )
+    return None if expanded else buffer.clone()
 
 
 def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:

@@ -55,6 +55,8 @@ class _ReplacesItsBuffer(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("expanded", torch.zeros(1).expand(5))  # refuses to be written
+        self.register_buffer("missing", None)
 
     def forward(self, x):
         self.calls = self.calls + 1

@@ -332,8 +332,22 @@ class TestBadInput:
             def forward(self, x):
                 return self.logits.expand(len(x), -1)
 
-        with pytest.raises(ValueError, match="does not depend on its input"):
+        with pytest.raises(ValueError, match="passes no gradient from its output to its input"):
             SageMixup(num_classes=5, model=Fixed())(*batch())
+
+    @pytest.mark.parametrize("update_ratio", [1.0, 0.5])
+    def test_a_model_that_runs_without_gradients(self, batch, small_net, update_ratio):
+        class NoGradient(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = small_net()
+
+            @torch.no_grad()
+            def forward(self, x):
+                return self.net(x)
+
+        with pytest.raises(ValueError, match="does it run under no_grad"):
+            SageMixup(num_classes=5, model=NoGradient(), update_ratio=update_ratio)(*batch())
 
     def test_a_loss_that_is_not_reduced(self, batch, small_net):
         loss_fn = nn.CrossEntropyLoss(reduction="none")
