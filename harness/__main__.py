@@ -84,7 +84,7 @@ class Gallery(_Settings):
 
     Usage examples:
 
-      python -m harness gallery --train-size 5000 --epochs 10 --out runs/gallery
+      python -m harness gallery --epochs 15 --out runs/gallery
 
       python -m harness gallery --image-size 64 --pairs 8
     """
