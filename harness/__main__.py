@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from harness.data import DataConfig
 from harness.gallery import draw_gallery
-from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.report import tables
 from harness.results import read_results
@@ -59,8 +58,8 @@ class Train(_Settings):
       python -m harness train --dataset folder --data-dir DIR --val-split test --train-size 1000
     """
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Methods to train with."""
+    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
 
@@ -129,7 +128,7 @@ def main() -> None:
     )
     try:
         command()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
 

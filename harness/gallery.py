@@ -21,6 +21,8 @@ from sage_timm import best_translation, blend, random_translations, saliency
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
 _INCHES = 1.4  # of one cell
+_NOT_DRAWN = ("none", "sage", "manifold", "mixup-cutmix")  # drawn already, or nothing to see
+_TRIES = 20  # a method that mixes half of the time does so within these, but once in a million
 
 
 class _Column(NamedTuple):
@@ -117,13 +119,16 @@ def _peer_columns(
     data_config: dict[str, Any],
 ) -> list[_Column]:
     columns = []
+    mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
     for name, build in METHODS.items():
-        if name in ("none", "sage"):
+        if name in _NOT_DRAWN:
             continue
-        random_seed(seed)
-        mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
         mix = build(mixing, model, SoftTargetCrossEntropy(), classes)
-        mixed, _ = mix(images.clone(), targets)
+        for attempt in range(_TRIES):
+            random_seed(seed + attempt)
+            mixed, _ = mix(images.clone(), targets)
+            if not torch.equal(mixed, images):
+                break
         columns.append(_Column(name, _pictures(mixed[: len(images) // 2], data_config)))
     return columns
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.data import DataConfig, load_splits, make_loader
-from harness.methods import METHODS
-from harness.methods.base import MethodConfig
+from harness.methods import METHODS, REQUIRES
+from harness.methods.base import MethodConfig, needs
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
 _EPOCHS_MEASURED = 10  # the paper reports the median accuracy of the last ten epochs
@@ -64,6 +64,8 @@ class RunConfig:
         """Checks what can be checked before anything is loaded."""
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method in REQUIRES:
+            needs(REQUIRES[self.method], self.method)
         if not 0 < self.schedule.epochs < _MOST_EPOCHS:
             raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {self.schedule.epochs}")
         if self.data.batch_size < 2 or self.data.batch_size % 2:

@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from harness.methods import cutmix, mixup, none, sage
+from harness.methods import (
+    cutmix,
+    manifold,
+    mixup,
+    mixup_cutmix,
+    none,
+    puzzlemix,
+    sage,
+    saliencymix,
+)
 from harness.methods.base import MethodConfig
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -14,6 +23,13 @@ METHODS: dict[str, Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]] = {
     "none": none.build,
     "mixup": mixup.build,
     "cutmix": cutmix.build,
+    "mixup-cutmix": mixup_cutmix.build,
+    "manifold": manifold.build,
+    "saliencymix": saliencymix.build,
+    "puzzlemix": puzzlemix.build,
     "sage": sage.build,
 }
 """For each method, what makes it for a model, its loss and a number of classes."""
+
+REQUIRES = {"saliencymix": "cv2", "puzzlemix": "gco"}
+"""The module that a method needs beside the harness's own."""

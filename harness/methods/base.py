@@ -1,15 +1,17 @@
-"""What the methods can be set to."""
+"""What the methods have in common: their settings, and how they find what is not installed."""
 
+import importlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """Settings of the mixing methods; each method reads those that concern it."""
 
-    alpha: float = 1.0
-    """Parameter of the Beta distribution of mixup, cutmix and sage."""
+    alpha: float | None = None
+    """Parameter of the Beta distribution; the paper's of each method if None: 2 for manifold, else
+    1."""
     label_smoothing: float = 0.0
     """Label smoothing, the same for every method."""
     lambda_max: float = 1.0
@@ -20,3 +22,17 @@ class MethodConfig:
     """sage: which translations to choose from."""
     search_fraction: float = 0.01
     """sage: the share of all translations that search=random looks at."""
+
+
+def needs(module: str, method: str) -> Any:
+    """Imports a module that only some methods need.
+
+    Raises:
+        ImportError: If it is not installed, naming the extra that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{method} needs {module}, which is not installed: pip install 'sage-timm[peers]'"
+        ) from error

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,4 @@ def test_help_has_examples(command):
 def test_bad_input_ends_with_one_line_and_no_traceback(tmp_path):
     result = run("train", "--methods", "cutout", "--out", str(tmp_path))
     assert result.returncode == 2
-    assert result.stderr == (
-        "harness: method must be one of none, mixup, cutmix, sage, got 'cutout'\n"
-    )
+    assert re.fullmatch(r"harness: method must be one of none, .*, got 'cutout'\n", result.stderr)

@@ -27,8 +27,8 @@ def test_draws_one_row_a_pair_and_one_column_a_method(tmp_path):
         with Image.open(path) as picture:
             sizes.append(picture.size)
             pixels = np.asarray(picture.convert("RGB"))
-        # Eight columns of cells, each with something in it.
-        for cell in np.array_split(pixels[40:], 8, axis=1):
+        # Ten columns of cells, each with something in it.
+        for cell in np.array_split(pixels[40:], 10, axis=1):
             assert cell.std() > 10
     assert sizes[1][0] == sizes[0][0]
     assert sizes[1][1] > 2 * sizes[0][1]

@@ -1,0 +1,17 @@
+"""Mixup or CutMix, drawn for each batch: the switch of timm's own Mixup class."""
+
+from timm.data import Mixup
+from torch import nn
+
+from harness.methods.base import MethodConfig
+
+
+def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
+    """Makes timm's Mixup class with both, each half of the time."""
+    alpha = 1.0 if config.alpha is None else config.alpha
+    return Mixup(
+        mixup_alpha=alpha,
+        cutmix_alpha=alpha,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+    )

@@ -1,0 +1,279 @@
+import importlib
+import itertools
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import random_seed
+
+import harness.models  # noqa: F401
+from harness.methods import METHODS, puzzlemix
+from harness.methods.base import MethodConfig
+from harness.methods.manifold import ManifoldMixup
+from harness.methods.saliencymix import SaliencyMix
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("preactresnet8_cifar", num_classes=5)
+
+
+def make(name, model, **kwargs):
+    return METHODS[name](MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), 5)
+
+
+@pytest.fixture
+def images(batch):
+    return batch(count=8, height=32, width=32)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_shapes_and_the_sum_of_targets(model, images, name):
+    x, y = images
+    mix = make(name, model, label_smoothing=0.1)
+    for seed in range(6):
+        random_seed(seed)
+        mixed, targets = mix(x.clone(), y)
+        assert mixed.shape == x.shape
+        assert mixed.isfinite().all()
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
+        assert targets.min() >= 0.1 / 5 - 1e-6
+        model(mixed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_the_same_bits_for_the_same_seed(model, images, name):
+    x, y = images
+    mix = make(name, model)
+    results = []
+    for _ in range(2):
+        random_seed(3)
+        mixed, targets = mix(x.clone(), y)
+        results.append((mixed, targets, model.eval()(mixed)))
+        model.train()
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none"}))
+def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
+    """Over many draws every method mixes, and symmetrically: half of each image on average."""
+    x, _ = images
+    mix = make(name, model)
+    weights = []
+    for seed in range(60):
+        random_seed(seed)
+        weights.append(mix(x.clone(), torch.tensor([0] * 4 + [1] * 4))[1][:4, 0])
+    weights = torch.stack(weights)
+    mean = {"saliencymix": 0.85}.get(name, 0.5)  # which mixes half of its batches
+    assert weights.mean() == pytest.approx(mean, abs=0.2)
+    assert weights.std() > 0.05
+
+
+class TestManifold:
+    def test_mixes_the_hidden_layer_that_was_drawn(self, model, images):
+        """By hand: the stages before, the mix, the stages after."""
+        x, y = images
+        model.eval()  # batch norm aside; the hook is for training, so it is told so below
+        seen = set()
+        for seed in range(12):
+            random_seed(seed)
+            layer, lam = np.random.randint(3), np.random.beta(2.0, 2.0)
+            random_seed(seed)
+            mix = ManifoldMixup(model, 5, 2.0, 0.0)
+            inputs, targets = mix(x.clone(), y)
+            for stage in mix.layers:
+                stage.training = True
+            hidden = model.stem(x if layer else lam * x + (1 - lam) * x.flip(0))
+            for index, stage in enumerate(model.stages, start=1):
+                hidden = stage.forward(hidden)
+                if index == layer:
+                    hidden = lam * hidden + (1 - lam) * hidden.flip(0)
+            expected = model.head(model.norm(hidden))
+            torch.testing.assert_close(model(inputs), expected)
+            model.eval()
+            assert not any(stage._forward_hooks for stage in model.stages)
+            one_hot = torch.eye(5)[y]
+            torch.testing.assert_close(targets, lam * one_hot + (1 - lam) * one_hot.flip(0))
+            seen.add(layer)
+        assert seen == {0, 1, 2}
+
+    def test_validation_is_not_mixed_and_an_unused_hook_goes(self, model, images):
+        x, y = images
+        clean = model.eval()(x)
+        mix = ManifoldMixup(model, 5, 2.0, 0.0)
+        for seed in range(10):
+            random_seed(seed)
+            mix(x, y)
+            assert sum(len(stage._forward_hooks) for stage in model.stages) <= 1
+            assert torch.equal(model(x), clean)
+
+    @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "regnety_002"])
+    def test_finds_the_stages_of_timms_models(self, name):
+        layers = ManifoldMixup(timm.create_model(name), 5, 2.0, 0.0).layers
+        assert len(layers) == 2
+
+    def test_a_model_without_stages_is_refused(self, small_net):
+        with pytest.raises(ValueError, match="manifold needs a timm model whose feature_info"):
+            ManifoldMixup(small_net(), 5, 2.0, 0.0)
+
+
+class TestSaliencyMix:
+    def test_pastes_the_region_around_the_peak_and_weighs_it_by_its_area(self):
+        x = torch.zeros(6, 3, 32, 32)
+        x[-1, :, 20:23, 8:11] = 1.0  # the first image's partner, with one bright spot
+        x += torch.arange(6.0).view(6, 1, 1, 1) * 1e-3
+        y = torch.arange(6) % 5
+        mix = SaliencyMix(5, (0.0,) * 3, (1.0,) * 3, alpha=1.0, label_smoothing=0.0)
+        mixes = 0
+        for seed in range(40):
+            random_seed(seed)
+            mixed, targets = mix(x, y)
+            pasted = (mixed[1] == x[4]).all(dim=0)
+            changed = (mixed[1] != x[1]).any(dim=0)
+            if not changed.any():
+                expected = torch.eye(5)[y]
+                torch.testing.assert_close(targets, expected)
+                continue
+            mixes += 1
+            assert torch.equal(pasted, changed)
+            rows, columns = torch.where(changed)
+            box = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert box.all()
+            assert rows.min() <= 22
+            assert rows.max() >= 19
+            assert columns.min() <= 11
+            assert columns.max() >= 7
+            weight = 1 - changed.float().mean()
+            one_hot = torch.eye(5)[y]
+            expected = weight * one_hot + (1 - weight) * one_hot.flip(0)
+            torch.testing.assert_close(targets, expected)
+        assert 10 <= mixes <= 30
+
+
+class TestPuzzleMix:
+    def energy(self, shares, s0, s1, x0, x1, smoothness):
+        """The paper's energy of one labelling by 0 and 1, block by block, without the prior."""
+        blocks = len(shares)
+        step = x0.shape[1] // blocks
+        pictures = (x0, x1)
+        total = 0.0
+        for i, j in itertools.product(range(blocks), repeat=2):
+            total += s0[i, j] * shares[i, j] + s1[i, j] * (1 - shares[i, j])
+            for di, dj in ((1, 0), (0, 1)):
+                if i + di >= blocks or j + dj >= blocks:
+                    continue
+                first, second = (pictures[int(shares[p])] for p in ((i, j), (i + di, j + dj)))
+                if di:
+                    columns = slice(j * step, (j + 1) * step)
+                    a, b = first[:, (i + 1) * step - 1, columns], second[:, (i + 1) * step, columns]
+                else:
+                    rows = slice(i * step, (i + 1) * step)
+                    a, b = first[:, rows, (j + 1) * step - 1], second[:, rows, (j + 1) * step]
+                total += smoothness * (shares[i, j] - shares[i + di, j + dj]) ** 2
+                total += smoothness * 0.5 * np.abs(a - b).mean()
+        return total
+
+    def test_the_energy_is_the_papers_for_every_labelling(self):
+        random = np.random.default_rng(0)
+        x0, x1 = random.random((2, 3, 8, 8))
+        s0, s1 = random.random((2, 2, 2))
+        unary, down, right = puzzlemix._energy(
+            *(torch.from_numpy(v)[None] for v in (s0, s1, x0, x1)), 0.3, 0.5
+        )
+        unary, down, right = (v[0].numpy() for v in (unary, down, right))
+        differences = []
+        for labels in itertools.product((0, 1), repeat=4):
+            z = np.array(labels).reshape(2, 2)
+            ours = (unary * z).sum() + (down * (z[:-1] - z[1:]) ** 2).sum()
+            ours += (right * (z[:, :-1] - z[:, 1:]) ** 2).sum()
+            differences.append(self.energy(z, s0, s1, x0, x1, 0.3) - ours)
+        np.testing.assert_allclose(differences, differences[0], atol=1e-9)
+
+    @pytest.mark.parametrize("lam", [0.1, 0.5, 0.8])
+    def test_the_graph_cut_reaches_the_best_of_all_labellings(self, model, images, lam):
+        x, y = images
+        pixels = (x / 6 + 0.5).clamp(0, 1)
+        mix = make("puzzlemix", model)
+        saliency = mix._saliency(x, y)
+        found = mix._block_shares(saliency, pixels, 2, lam).double().numpy()
+        own = puzzlemix._pool(saliency, 2)
+        smoothness = 1.2 / 32
+        unary, down, right = (
+            v.double().numpy()
+            for v in puzzlemix._energy(own, own.flip(0), pixels, pixels.flip(0), smoothness, 0.5)
+        )
+        binomial = {0.0: lam**2, 0.5: 2 * lam * (1 - lam), 1.0: (1 - lam) ** 2}
+
+        def energy(pair, z):
+            total = (unary[pair] * z).sum() + (down[pair] * (z[:-1] - z[1:]) ** 2).sum()
+            total += (right[pair] * (z[:, :-1] - z[:, 1:]) ** 2).sum()
+            return total - 0.2 / 4 * sum(np.log(binomial[v]) for v in z.flat)
+
+        for pair in range(8):
+            best = min(
+                energy(pair, np.array(z).reshape(2, 2))
+                for z in itertools.product((0.0, 0.5, 1.0), repeat=4)
+            )
+            assert energy(pair, found[pair]) <= best + 2e-3
+
+    def test_moving_only_rearranges_patches(self):
+        x = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16)
+        share = (torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+        saliency = puzzlemix._pool(torch.rand(2, 16, 16), 4)
+        moved = puzzlemix._move(x, share, saliency)
+
+        def pieces(images):
+            return sorted(
+                tuple(p.flatten().tolist())
+                for p in images.unfold(2, 4, 4)
+                .unfold(3, 4, 4)
+                .permute(0, 2, 3, 1, 4, 5)
+                .flatten(0, 2)
+            )
+
+        assert pieces(moved) == pieces(x)
+
+    def test_without_saliency_nothing_moves(self):
+        x = torch.randn(1, 3, 16, 16)
+        assert torch.equal(puzzlemix._move(x, torch.ones(1, 4, 4), torch.zeros(1, 4, 4)), x)
+
+    def test_a_salient_patch_moves_next_door_to_where_it_is_kept(self):
+        x = torch.arange(16.0).view(1, 1, 4, 4)
+        share, saliency = torch.ones(1, 4, 4), torch.zeros(1, 4, 4)
+        share[0, 1, 1], saliency[0, 1, 1] = 0, 1.0  # the only salient patch would be covered
+        moved = puzzlemix._move(x, share, saliency)
+        row, column = (int(v) for v in torch.where(moved[0, 0] == 5.0))
+        assert abs(row - 1) + abs(column - 1) == 1
+
+    def test_leaves_the_network_in_training(self, model, images):
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        make("puzzlemix", model)(*images)
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    def test_odd_images_are_refused(self, model, batch):
+        with pytest.raises(ValueError, match="needs images of even height and width, got 31x32"):
+            make("puzzlemix", model)(*batch(height=31, width=32))
+
+
+def test_none_changes_nothing(model, images):
+    x, y = images
+    mixed, targets = make("none", model, label_smoothing=0.1)(x, y)
+    assert mixed is x
+    assert torch.equal(targets, mixup_target(y, 5, 1.0, 0.1))
+
+
+@pytest.mark.parametrize(("name", "module"), [("saliencymix", "cv2"), ("puzzlemix", "gco")])
+def test_what_is_not_installed_is_named_with_its_extra(model, monkeypatch, name, module):
+    def not_there(wanted):
+        raise ModuleNotFoundError(f"No module named {wanted!r}")
+
+    monkeypatch.setattr(importlib, "import_module", not_there)
+    text = rf"{name} needs {module}, which is not installed: pip install 'sage-timm\[peers\]'"
+    with pytest.raises(ImportError, match=text):
+        make(name, model)
