@@ -5,10 +5,7 @@ from collections import defaultdict
 from statistics import mean, median, stdev
 from typing import Any
 
-_HEADER = (
-    "| method | seeds | top-1, % | difference to mixup, points | training loss | step, ms |",
-    "| --- | --- | --- | --- | --- | --- |",
-)
+_MEASURES = {"top1": "top-1, %", "top5": "top-5, %", "nll": "NLL", "ece": "ECE, %"}
 
 
 def tables(results: list[dict[str, Any]]) -> str:
@@ -34,19 +31,28 @@ def _table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         by_method[line["method"]][line["seed"]] = line
     mixup = by_method.get("mixup", {})
-    rows = []
+    measures = [name for name in _MEASURES if any(name in line for line in lines)]
+    header = [
+        "method",
+        "seeds",
+        *(_MEASURES[name] for name in measures),
+        "top-1 less mixup's, points",
+        "training loss",
+        "step, ms",
+    ]
+    rows = [header, ["---"] * len(header)]
     for method, runs in by_method.items():
         pairs = sorted(runs.keys() & mixup.keys()) if method != "mixup" else []
-        cells = (
+        cells = [
             method,
             " ".join(str(seed) for seed in sorted(runs)),
-            _spread([run["top1"] for run in runs.values()]),
+            *(_spread([run[m] for run in runs.values() if m in run]) for m in measures),
             _spread([runs[s]["top1"] - mixup[s]["top1"] for s in pairs], sign="+"),
             _spread([run["train_loss"] for run in runs.values()]),
             f"{median(run['step_ms'] for run in runs.values()):.0f}",
-        )
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join((title, "", *_HEADER, *rows))
+        ]
+        rows.append(cells)
+    return "\n".join((title, "", *("| " + " | ".join(row) + " |" for row in rows)))
 
 
 def _spread(values: list[float], sign: str = "") -> str:

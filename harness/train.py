@@ -16,12 +16,13 @@ from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import AverageMeter, accuracy, random_seed
+from timm.utils import AverageMeter, random_seed
 from torch import nn
 from tqdm import tqdm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.data import DataConfig, load_splits, make_loader
+from harness.measure import MEASURES, measure
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import MethodConfig, needs
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
@@ -118,7 +119,7 @@ def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
         run.load_state(state)
     epochs = config.schedule.epochs
     for epoch in range(len(run.history), epochs):
-        run.epoch(epoch, measure=epoch >= epochs - _EPOCHS_MEASURED)
+        run.epoch(epoch, measured=epoch >= epochs - _EPOCHS_MEASURED)
         save_checkpoint(checkpoint, run.state())
     line = run.result()
     append_result(results, line)
@@ -170,8 +171,8 @@ class _Run:
         )
         self.history: list[dict[str, float]] = []
 
-    def epoch(self, epoch: int, measure: bool) -> None:
-        """Trains for one epoch, and measures the accuracy after it."""
+    def epoch(self, epoch: int, measured: bool) -> None:
+        """Trains for one epoch, and measures the network after it."""
         random_seed(self.config.seed * _MOST_EPOCHS + epoch + 1)
         self.scheduler.step(epoch)
         self.model.train()
@@ -196,13 +197,13 @@ class _Run:
             "step_ms": median(times),
             "seconds": time.perf_counter() - started,
         }
-        if measure:
-            line["top1"] = evaluate(self.model, self.validation_loader)
+        if measured:
+            line |= measure(self.model, self.validation_loader)
         self.history.append(line)
 
     def result(self) -> dict[str, Any]:
         config = self.config
-        top1 = [line["top1"] for line in self.history if "top1" in line]
+        measured = [line for line in self.history if "top1" in line]
         return {
             "method": config.method,
             "seed": config.seed,
@@ -211,8 +212,8 @@ class _Run:
             "epochs": config.schedule.epochs,
             "train_size": len(self.splits.train),
             "validation_size": len(self.splits.validation),
-            "top1": median(top1),
-            "top1_last": top1[-1],
+            **{name: median(line[name] for line in measured) for name in MEASURES},
+            **{f"{name}_last": measured[-1][name] for name in MEASURES},
             "train_loss": self.history[-1]["train_loss"],
             "step_ms": median(line["step_ms"] for line in self.history),
             "train_seconds": sum(line["seconds"] for line in self.history),
@@ -251,16 +252,6 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     model: nn.Module = timm.create_model(config.model, num_classes=classes).to(device)
     model.load_state_dict(state["model"])
     return model
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, loader: Any) -> float:
-    """Measures the top-1 accuracy of a model in percent; leaves it in evaluation mode."""
-    model.eval()
-    top1 = AverageMeter()
-    for images, targets in tqdm(loader, desc="validation", leave=False, disable=None):
-        top1.update(accuracy(model(images), targets)[0].item(), len(images))
-    return top1.avg
 
 
 def device_name(device: torch.device) -> str:
