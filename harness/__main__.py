@@ -59,7 +59,8 @@ class Train(_Settings):
     """
 
     methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
-    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix."""
+    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix, and
+    sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
 

@@ -21,7 +21,7 @@ from sage_timm import best_translation, blend, random_translations, saliency
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
 _INCHES = 1.4  # of one cell
-_NOT_DRAWN = ("none", "sage", "manifold", "mixup-cutmix")  # drawn already, or nothing to see
+_PEERS_DRAWN = ("mixup", "cutmix", "saliencymix", "puzzlemix")
 _TRIES = 20  # a method that mixes half of the time does so within these, but once in a million
 
 
@@ -120,10 +120,8 @@ def _peer_columns(
 ) -> list[_Column]:
     columns = []
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
-    for name, build in METHODS.items():
-        if name in _NOT_DRAWN:
-            continue
-        mix = build(mixing, model, SoftTargetCrossEntropy(), classes)
+    for name in _PEERS_DRAWN:
+        mix = METHODS[name](mixing, model, SoftTargetCrossEntropy(), classes)
         for attempt in range(_TRIES):
             random_seed(seed + attempt)
             mixed, _ = mix(images.clone(), targets)

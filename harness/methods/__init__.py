@@ -12,6 +12,7 @@ from harness.methods import (
     none,
     puzzlemix,
     sage,
+    sage_ablations,
     saliencymix,
 )
 from harness.methods.base import MethodConfig
@@ -28,6 +29,9 @@ METHODS: dict[str, Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]] = {
     "saliencymix": saliencymix.build,
     "puzzlemix": puzzlemix.build,
     "sage": sage.build,
+    "sage-no-rearrangement": sage_ablations.build_no_rearrangement,
+    "sage-random-translation": sage_ablations.build_random_translation,
+    "sage-eval-saliency": sage_ablations.build_eval_saliency,
 }
 """For each method, what makes it for a model, its loss and a number of classes."""
 

@@ -61,7 +61,11 @@ def test_every_method_gives_the_same_bits_for_the_same_seed(model, images, name)
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none"}))
 def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
-    """Over many draws every method mixes, and symmetrically: half of each image on average."""
+    """Over many draws every method mixes, and most of them half of each image on average.
+
+    SaliencyMix leaves half of the batches alone and clips its region at the border; a translation
+    by chance leaves three quarters of image 0 bare.
+    """
     x, _ = images
     mix = make(name, model)
     weights = []
@@ -69,7 +73,7 @@ def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
         random_seed(seed)
         weights.append(mix(x.clone(), torch.tensor([0] * 4 + [1] * 4))[1][:4, 0])
     weights = torch.stack(weights)
-    mean = {"saliencymix": 0.85}.get(name, 0.5)  # which mixes half of its batches
+    mean = {"saliencymix": 0.85, "sage-random-translation": 0.875}.get(name, 0.5)
     assert weights.mean() == pytest.approx(mean, abs=0.2)
     assert weights.std() > 0.05
 
@@ -259,6 +263,41 @@ class TestPuzzleMix:
     def test_odd_images_are_refused(self, model, batch):
         with pytest.raises(ValueError, match="needs images of even height and width, got 31x32"):
             make("puzzlemix", model)(*batch(height=31, width=32))
+
+
+class TestSageAblations:
+    def test_no_rearrangement_covers_the_whole_image(self, model, images):
+        """Nothing of image 0 is left bare: every pixel of the mix has some of both."""
+        x, y = images
+        x = torch.stack([torch.full_like(x[0], float(i)) for i in range(8)]) + 0.01 * x
+        for seed in range(5):
+            random_seed(seed)
+            mixed, _ = make("sage-no-rearrangement", model)(x.clone(), y)
+            assert (mixed != x).all()
+
+    def test_random_translation_moves_the_whole_batch_alike(self, model, images):
+        x, y = images
+        x = torch.stack([torch.full_like(x[0], float(i)) for i in range(8)]) + 0.01 * x
+        shapes = set()
+        for seed in range(5):
+            random_seed(seed)
+            mixed, _ = make("sage-random-translation", model)(x.clone(), y)
+            bare = (mixed == x).all(dim=1)
+            assert (bare == bare[0]).all()
+            shapes.add(int(bare[0].sum()))
+        assert len(shapes) > 2
+
+    def test_eval_saliency_is_that_of_the_network_in_evaluation_mode(self, model, images):
+        x, y = images
+        model(5 * torch.randn(8, 3, 32, 32))  # running statistics unlike the batch's
+        results = []
+        for name, training in (("sage-eval-saliency", True), ("sage", False), ("sage", True)):
+            model.train(training)
+            random_seed(1)
+            results.append(make(name, model)(x.clone(), y)[0])
+            assert all(module.training == training for module in model.modules())
+        assert torch.equal(results[0], results[1])
+        assert not torch.equal(results[0], results[2])
 
 
 def test_none_changes_nothing(model, images):
