@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.data import Splits, load_splits, make_loader
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, unnormalised
 from harness.train import RunConfig, load_model
 from sage_timm import best_translation, blend, random_translations, saliency
 
@@ -132,9 +132,8 @@ def _peer_columns(
 
 
 def _pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]:
-    mean, std = (_per_channel(data_config, name) for name in ("mean", "std"))
-    pictures = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-    return pictures.numpy()
+    pixels = unnormalised(images.cpu(), data_config["mean"], data_config["std"])
+    return pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 def _maps(maps: Tensor) -> NDArray[np.float32]:

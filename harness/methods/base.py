@@ -1,8 +1,13 @@
-"""What the methods have in common: their settings, and how they find what is not installed."""
+"""What the methods have in common: their settings, and what more than one of them does."""
 
 import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class MethodConfig:
     search_fraction: float = 0.01
     """sage: the share of all translations that search=random looks at."""
 
+    def alpha_or(self, default: float) -> float:
+        """Returns alpha, or the method's own default where none is set."""
+        return default if self.alpha is None else self.alpha
+
 
 def needs(module: str, method: str) -> Any:
     """Imports a module that only some methods need.
@@ -36,3 +45,22 @@ def needs(module: str, method: str) -> Any:
         raise ImportError(
             f"{method} needs {module}, which is not installed: pip install 'sage-timm[peers]'"
         ) from error
+
+
+def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Returns what normalised images ``[..., C, H, W]`` were before, pixels in [0, 1]."""
+    options = {"dtype": torch.float32, "device": images.device}
+    scale, offset = (torch.tensor(values, **options).view(-1, 1, 1) for values in (std, mean))
+    return images.float() * scale + offset
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode for a while, then each of its modules in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

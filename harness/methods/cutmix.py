@@ -10,7 +10,7 @@ def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: i
     """Makes timm's Mixup class with CutMix alone, one box for the batch."""
     return Mixup(
         mixup_alpha=0.0,
-        cutmix_alpha=1.0 if config.alpha is None else config.alpha,
+        cutmix_alpha=config.alpha_or(1.0),
         label_smoothing=config.label_smoothing,
         num_classes=classes,
     )

@@ -76,8 +76,7 @@ def build(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> ManifoldMixup:
     """Makes Manifold Mixup with one weight and one layer for the batch."""
-    alpha = _ALPHA if config.alpha is None else config.alpha
-    return ManifoldMixup(model, classes, alpha, config.label_smoothing)
+    return ManifoldMixup(model, classes, config.alpha_or(_ALPHA), config.label_smoothing)
 
 
 def _mix(hidden: Tensor, lam: float) -> Tensor:

@@ -9,7 +9,7 @@ from harness.methods.base import MethodConfig
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
     """Makes timm's Mixup with one weight for the batch."""
     return Mixup(
-        mixup_alpha=1.0 if config.alpha is None else config.alpha,
+        mixup_alpha=config.alpha_or(1.0),
         label_smoothing=config.label_smoothing,
         num_classes=classes,
     )

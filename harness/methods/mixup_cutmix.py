@@ -8,7 +8,7 @@ from harness.methods.base import MethodConfig
 
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
     """Makes timm's Mixup class with both, each half of the time."""
-    alpha = 1.0 if config.alpha is None else config.alpha
+    alpha = config.alpha_or(1.0)
     return Mixup(
         mixup_alpha=alpha,
         cutmix_alpha=alpha,

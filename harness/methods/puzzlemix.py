@@ -10,7 +10,7 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, needs
+from harness.methods.base import MethodConfig, evaluation_mode, needs, unnormalised
 from sage_timm.hooks import input_gradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
@@ -62,8 +62,8 @@ class PuzzleMix:
         self.model = model
         self.loss_fn = loss_fn
         self.classes = classes
-        self.mean = torch.tensor(mean).view(1, -1, 1, 1)
-        self.std = torch.tensor(std).view(1, -1, 1, 1)
+        self.mean = mean
+        self.std = std
         self.alpha = alpha
         self.label_smoothing = label_smoothing
         self.gco = needs("gco", "puzzlemix")
@@ -83,7 +83,7 @@ class PuzzleMix:
         blocks = int(np.random.choice(fitting))
         lam = float(np.random.beta(self.alpha, self.alpha))
         saliency = self._saliency(images, targets)
-        pixels = images.float() * self.std.to(images.device) + self.mean.to(images.device)
+        pixels = unnormalised(images, self.mean, self.std)
         share = self._block_shares(saliency, pixels, blocks, lam)
         patches = max(n for n in fitting if n <= max(_PATCHES, blocks))
         moved0 = _move(images, _grid(1 - share, patches), _pool(saliency, patches))
@@ -95,13 +95,9 @@ class PuzzleMix:
 
     def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
         """The gradient's root mean square over channels, the network in evaluation mode."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            clean = mixup_target(targets, self.classes)
+        clean = mixup_target(targets, self.classes)
+        with evaluation_mode(self.model):
             gradient = input_gradient(self.model, images, clean, self.loss_fn).images
-        finally:
-            self.model.train(was_training)
         return gradient.float().square().mean(dim=1).sqrt()
 
     def _block_shares(self, saliency: Tensor, pixels: Tensor, blocks: int, lam: float) -> Tensor:
@@ -136,7 +132,7 @@ class PuzzleMix:
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> PuzzleMix:
     """Makes Puzzle Mix with the paper's values and one lambda for the batch."""
     data_config = resolve_data_config({}, model=model)
-    alpha = _ALPHA if config.alpha is None else config.alpha
+    alpha = config.alpha_or(_ALPHA)
     mean, std = data_config["mean"], data_config["std"]
     return PuzzleMix(model, loss_fn, classes, mean, std, alpha, config.label_smoothing)
 

@@ -9,7 +9,7 @@ from sage_timm import SageMixup
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""
     return SageMixup(
-        mixup_alpha=1.0 if config.alpha is None else config.alpha,
+        mixup_alpha=config.alpha_or(1.0),
         label_smoothing=config.label_smoothing,
         num_classes=classes,
         model=model,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from harness.methods import sage
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, evaluation_mode
 from sage_timm import SageMixup
 
 _ONE_TRANSLATION = 1e-12  # a share so small that one translation is drawn, and nothing is searched
@@ -34,12 +34,7 @@ def build_eval_saliency(
     mixup_fn = sage.build(config, model, loss_fn, classes)
 
     def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with evaluation_mode(model):
             return mixup_fn(images, targets)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     return mix

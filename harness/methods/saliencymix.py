@@ -1,13 +1,12 @@
 """SaliencyMix (Uddin et al., SaliencyMix: A Saliency Guided Data Augmentation, ICLR 2021)."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, needs
+from harness.methods.base import MethodConfig, needs, unnormalised
 
 _ALPHA = 1.0  # the paper's
 _PROBABILITY = 0.5  # the paper's
@@ -42,8 +41,8 @@ class SaliencyMix:
         label_smoothing: float,
     ) -> None:
         self.classes = classes
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.mean = mean
+        self.std = std
         self.alpha = alpha
         self.label_smoothing = label_smoothing
         self.saliency = needs("cv2", "saliencymix").saliency.StaticSaliencyFineGrained_create()
@@ -62,7 +61,7 @@ class SaliencyMix:
         return images, mixup_target(targets, self.classes, lam, self.label_smoothing)
 
     def _saliency_map(self, image: Tensor) -> NDArray[np.float32]:
-        pixels = (image.float().cpu() * self.std + self.mean).clamp(0, 1) * 255
+        pixels = unnormalised(image.cpu(), self.mean, self.std).clamp(0, 1) * 255
         _, saliency = self.saliency.computeSaliency(
             pixels.round().byte().permute(1, 2, 0).contiguous().numpy()
         )
@@ -72,10 +71,8 @@ class SaliencyMix:
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SaliencyMix:
     """Makes SaliencyMix, which sees the images as they were before the model's normalisation."""
     data_config = resolve_data_config({}, model=model)
-    alpha = _ALPHA if config.alpha is None else config.alpha
-    return SaliencyMix(
-        classes, data_config["mean"], data_config["std"], alpha, config.label_smoothing
-    )
+    mean, std = data_config["mean"], data_config["std"]
+    return SaliencyMix(classes, mean, std, config.alpha_or(_ALPHA), config.label_smoothing)
 
 
 def _region(saliency: NDArray[np.float32], area: float) -> tuple[int, int, int, int]:

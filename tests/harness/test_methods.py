@@ -260,6 +260,12 @@ class TestPuzzleMix:
         assert all(module.training for module in model.modules())
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
+    def test_leaves_frozen_parts_frozen(self, model, images):
+        model.stages[0].eval()  # as one freezes batch norm
+        before = [module.training for module in model.modules()]
+        make("puzzlemix", model)(*images)
+        assert [module.training for module in model.modules()] == before
+
     def test_odd_images_are_refused(self, model, batch):
         with pytest.raises(ValueError, match="needs images of even height and width, got 31x32"):
             make("puzzlemix", model)(*batch(height=31, width=32))
