@@ -109,8 +109,9 @@ def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
         ValueError: If a setting does not fit.
     """
     results = out / "results.jsonl"
+    identity = config.identity()
     for line in read_results(results):
-        if line["config"] == config.identity():
+        if line["config"] == identity:
             return line
     run = _Run(config, device)
     checkpoint = _checkpoint_path(config, out)

@@ -189,12 +189,12 @@ def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:
             "the attached model must return one tensor of logits [B, num_classes], got "
             f"{type(logits).__name__}; attach the part of it that does"
         )
-    wanted = tuple(targets.shape) if targets.dim() == 2 else (len(targets), "num_classes")
-    if (
-        logits.dim() != 2
-        or len(logits) != len(targets)
-        or logits.shape[1] != (targets.shape[1] if targets.dim() == 2 else logits.shape[1])
-    ):
+    if targets.dim() == 2:
+        fits, wanted = logits.shape == targets.shape, str(tuple(targets.shape))
+    else:
+        fits = logits.dim() == 2 and len(logits) == len(targets)
+        wanted = f"({len(targets)}, num_classes)"
+    if not fits:
         raise ValueError(
             f"the attached model must return logits {wanted}, got {tuple(logits.shape)}; check "
             "num_classes and the model's head"
