@@ -13,10 +13,11 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from harness.config import RunConfig
 from harness.data import Splits, load_splits, make_loader
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig, unnormalised
-from harness.train import RunConfig, load_model
+from harness.train import load_model
 from sage_timm import best_translation, blend, random_translations, saliency
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2

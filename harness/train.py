@@ -1,14 +1,11 @@
 """Trains one network with one method and one seed: the loop that every result comes from."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -20,75 +17,13 @@ from timm.utils import AverageMeter, random_seed
 from torch import nn
 from tqdm import tqdm
 
-import harness.models  # noqa: F401  (registers the networks with timm)
-from harness.data import DataConfig, load_splits, make_loader
+from harness.config import MOST_EPOCHS, RunConfig
+from harness.data import load_splits, make_loader
 from harness.measure import MEASURES, measure
-from harness.methods import METHODS, REQUIRES
-from harness.methods.base import MethodConfig, needs
+from harness.methods import METHODS
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
 _EPOCHS_MEASURED = 10  # the paper reports the median accuracy of the last ten epochs
-_MOST_EPOCHS = 100_000
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The optimiser and its schedule, the same for every method."""
-
-    epochs: int = 30
-    """Passes over the training images."""
-    lr: float = 0.1
-    """Initial learning rate."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """Weight decay."""
-    sched: Literal["cosine", "multistep", "constant"] = "cosine"
-    """timm's scheduler."""
-    decay_milestones: tuple[int, ...] = (100, 200)
-    """multistep: epochs at which the learning rate falls to a tenth."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All that decides one run's result, but for the machine."""
-
-    method: str
-    seed: int
-    model: str = "preactresnet8_cifar"
-    data: DataConfig = field(default_factory=DataConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    mixing: MethodConfig = field(default_factory=MethodConfig)
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked before anything is loaded."""
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.method in REQUIRES:
-            needs(REQUIRES[self.method], self.method)
-        if not 0 < self.schedule.epochs < _MOST_EPOCHS:
-            raise ValueError(f"epochs must be in (0, {_MOST_EPOCHS}), got {self.schedule.epochs}")
-        if self.data.batch_size < 2 or self.data.batch_size % 2:
-            raise ValueError(
-                f"batch_size must be even, since timm's Mixup mixes pairs, got "
-                f"{self.data.batch_size}"
-            )
-        if not timm.is_model(self.model):
-            raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
-
-    def identity(self) -> dict[str, Any]:
-        """The settings as JSON, less those that change nothing in the result."""
-        settings = asdict(self)
-        for name in ("data_dir", "dataset_download", "num_classes", "workers"):
-            del settings["data"][name]
-        identity: dict[str, Any] = json.loads(json.dumps(settings))
-        return identity
-
-    def name(self) -> str:
-        """A file name of its own for each identity."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        return f"{self.method}-seed{self.seed}-{digest[:10]}"
 
 
 def train(config: RunConfig, out: Path, device: torch.device) -> dict[str, Any]:
@@ -135,7 +70,7 @@ class _Run:
         self.config = config
         self.device = device
         self.splits = load_splits(config.data, config.seed)
-        random_seed(config.seed * _MOST_EPOCHS)
+        random_seed(config.seed * MOST_EPOCHS)
         model = timm.create_model(config.model, num_classes=len(self.splits.classes))
         self.model = model.to(device)
         if config.channels_last:
@@ -174,7 +109,7 @@ class _Run:
 
     def epoch(self, epoch: int, measured: bool) -> None:
         """Trains for one epoch, and measures the network after it."""
-        random_seed(self.config.seed * _MOST_EPOCHS + epoch + 1)
+        random_seed(self.config.seed * MOST_EPOCHS + epoch + 1)
         self.scheduler.step(epoch)
         self.model.train()
         if hasattr(self.splits.train, "set_epoch"):  # streams shuffle by it

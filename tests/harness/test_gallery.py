@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.gallery import draw_gallery
-from harness.train import RunConfig, ScheduleConfig, train
+from harness.train import train
 
 CPU = torch.device("cpu")
 TINY = RunConfig(

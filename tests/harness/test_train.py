@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.results import read_results
-from harness.train import RunConfig, ScheduleConfig, load_model, train
+from harness.train import load_model, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

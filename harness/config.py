@@ -1,0 +1,104 @@
+"""All settings of a run: what decides its result, and what names it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import timm
+
+import harness.models  # noqa: F401  (registers the networks with timm)
+from harness.data import DataConfig
+from harness.methods import METHODS, REQUIRES
+from harness.methods.base import MethodConfig, needs
+
+MOST_EPOCHS = 100_000
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The optimiser and its schedule, the same for every method."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    lr: float = 0.1
+    """Initial learning rate."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    sched: Literal["cosine", "multistep", "constant"] = "cosine"
+    """timm's scheduler."""
+    decay_milestones: tuple[int, ...] = (100, 200)
+    """multistep: epochs at which the learning rate falls to a tenth."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides one run's result, but for the machine."""
+
+    method: str
+    seed: int
+    model: str = "preactresnet8_cifar"
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mixing: MethodConfig = field(default_factory=MethodConfig)
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is loaded."""
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method in REQUIRES:
+            needs(REQUIRES[self.method], self.method)
+        if not 0 < self.schedule.epochs < MOST_EPOCHS:
+            raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.schedule.epochs}")
+        if self.data.batch_size < 2 or self.data.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even, since timm's Mixup mixes pairs, got "
+                f"{self.data.batch_size}"
+            )
+        if not timm.is_model(self.model):
+            raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON, less those that change nothing in the result."""
+        settings = asdict(self)
+        for name in ("data_dir", "dataset_download", "num_classes", "workers"):
+            del settings["data"][name]
+        identity: dict[str, Any] = json.loads(json.dumps(settings))
+        return identity
+
+    @classmethod
+    def from_identity(cls, identity: dict[str, Any], data_dir: str | None = None) -> "RunConfig":
+        """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``.
+
+        Args:
+            identity: What :meth:`identity` gave.
+            data_dir: Where the data set is on this machine.
+
+        Raises:
+            ValueError: If a setting is unknown here, or does not fit.
+        """
+        parts: dict[str, Any] = {
+            "data": DataConfig,
+            "schedule": ScheduleConfig,
+            "mixing": MethodConfig,
+        }
+        settings = {k: v for k, v in identity.items() if k not in parts}
+        for name, part in parts.items():
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity[name].items()}
+            if name == "data":
+                values["data_dir"] = data_dir
+            try:
+                settings[name] = part(**values)
+            except TypeError as error:
+                raise ValueError(
+                    f"config[{name!r}] was written by another version: {error}"
+                ) from error
+        return cls(**settings)
+
+    def name(self) -> str:
+        """A file name of its own for each identity."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return f"{self.method}-seed{self.seed}-{digest[:10]}"
