@@ -28,8 +28,8 @@ class Train(Settings):
     """
 
     methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
-    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix, and
-    sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
+    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix, comixup,
+    and sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from harness.methods import (
+    comixup,
     cutmix,
     manifold,
     mixup,
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]] = {
     "manifold": manifold.build,
     "saliencymix": saliencymix.build,
     "puzzlemix": puzzlemix.build,
+    "comixup": comixup.build,
     "sage": sage.build,
     "sage-no-rearrangement": sage_ablations.build_no_rearrangement,
     "sage-random-translation": sage_ablations.build_random_translation,
@@ -35,5 +37,5 @@ METHODS: dict[str, Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]] = {
 }
 """For each method, what makes it for a model, its loss and a number of classes."""
 
-REQUIRES = {"saliencymix": "cv2", "puzzlemix": "gco"}
+REQUIRES = {"saliencymix": "cv2", "puzzlemix": "gco", "comixup": "gco"}
 """The module that a method needs beside the harness's own."""

@@ -10,7 +10,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 
 import harness.models  # noqa: F401
-from harness.methods import METHODS, puzzlemix
+from harness.methods import METHODS, comixup, puzzlemix
 from harness.methods.base import MethodConfig
 from harness.methods.manifold import ManifoldMixup
 from harness.methods.saliencymix import SaliencyMix
@@ -43,6 +43,83 @@ def test_every_method_keeps_shapes_and_the_sum_of_targets(model, images, name):
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
         assert targets.min() >= 0.1 / 5 - 1e-6
         model(mixed)
+
+
+# What a mixed pixel lies between: the two images' pixels in its place; all of their pixels, for
+# methods that move parts of an image; or all pixels of the batch.
+HULL = {
+    "none": "place",
+    "mixup": "place",
+    "cutmix": "place",
+    "mixup-cutmix": "place",
+    "manifold": "place",
+    "saliencymix": "place",
+    "puzzlemix": "pair",
+    "comixup": "batch",
+    "sage": "pair",
+    "sage-no-rearrangement": "place",
+    "sage-random-translation": "pair",
+    "sage-eval-saliency": "pair",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_mixed_pixel_lies_between_those_it_is_made_of(model, images, name):
+    x, y = images
+    x = x + 10 * torch.arange(8.0).view(8, 1, 1, 1)  # so that the images' ranges are apart
+    dims = {"place": (), "pair": (2, 3), "batch": (0, 2, 3)}[HULL[name]]
+    low, high = torch.minimum(x, x.flip(0)), torch.maximum(x, x.flip(0))
+    if dims:
+        low, high = low.amin(dim=dims, keepdim=True), high.amax(dim=dims, keepdim=True)
+    mix = make(name, model)
+    for seed in range(6):
+        random_seed(seed)
+        mixed, _ = mix(x.clone(), y)
+        assert (mixed >= low - 1e-4).all()
+        assert (mixed <= high + 1e-4).all()
+
+
+# At which weights a method gives an image back: all of its own at 1, all of its partner's at 0. A
+# region that is cut around a place is clipped at the border, a random translation leaves some of
+# image 1 out, and Co-Mixup draws no weight.
+ENDS = {
+    "mixup": (1, 0),
+    "cutmix": (1,),
+    "mixup-cutmix": (1,),
+    "manifold": (1,),
+    "saliencymix": (1,),
+    "puzzlemix": (1, 0),
+    "sage": (1,),
+    "sage-no-rearrangement": (1, 0),
+    "sage-random-translation": (1,),
+    "sage-eval-saliency": (1,),
+}
+
+
+@pytest.mark.parametrize(("name", "lam"), [(n, lam) for n, ends in ENDS.items() for lam in ends])
+def test_at_the_ends_of_the_weight_an_image_comes_back(model, images, monkeypatch, name, lam):
+    x, y = images
+    monkeypatch.setattr(np.random, "beta", lambda *_, **__: float(lam))
+    mix = make(name, model)
+    for seed in range(4):
+        random_seed(seed)
+        mixed, targets = mix(x.clone(), y)
+        image, target = (x, y) if lam else (x.flip(0), y.flip(0))
+        torch.testing.assert_close(mixed, image)
+        torch.testing.assert_close(targets, torch.eye(5)[target])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_batch_given_is_left_alone_but_by_timms_own_class(model, images, name):
+    x, y = images
+    mix = make(name, model)
+    for seed in range(4):
+        random_seed(seed)
+        given, labels = x.clone(), y.clone()
+        mix(given, labels)
+        assert torch.equal(labels, y)
+        if name not in ("mixup", "cutmix", "mixup-cutmix"):
+            assert torch.equal(given, x)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -271,6 +348,120 @@ class TestPuzzleMix:
             make("puzzlemix", model)(*batch(height=31, width=32))
 
 
+class TestCoMixup:
+    @pytest.fixture
+    def mix(self, model):
+        return make("comixup", model)
+
+    def energy(self, shares, cost):
+        """The paper's Eq. 1 with tau = 0 and without compatibilities, mix by mix, block by block.
+
+        With tau = 0 the supermodular term is a sum over pairs of mixes, and nothing is left out.
+        """
+        mixes, blocks, _ = shares.shape
+        side = int(blocks**0.5)
+        total = 0.0
+        for z in shares:
+            grid = z.reshape(side, side, -1)
+            total += (z * cost).sum()
+            for one, other in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1])):
+                total += 0.32 / blocks * ((one - other) ** 2).sum() / 2
+        for one, other in itertools.permutations(range(mixes), 2):
+            total += 1.0 / blocks * shares[one].sum(axis=0) @ shares[other].sum(axis=0)
+        return total
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_comes_close_to_the_best_of_all_assignments(self, mix, monkeypatch, seed):
+        """Two images, two mixes, two by two blocks: all 256 assignments of whole blocks."""
+        monkeypatch.setattr(comixup, "_BLOCKS", 2)
+        monkeypatch.setattr(comixup, "_THRESHOLD", 0.0)
+        random = np.random.default_rng(seed)
+        cost = -random.dirichlet(np.full(4, 0.5), 2).T
+        energies = [
+            self.energy(np.eye(2)[np.array(labels).reshape(2, 4)], cost)
+            for labels in itertools.product((0, 1), repeat=8)
+        ]
+        random_seed(seed)
+        shares = mix._assign(cost, np.eye(2))
+        found = self.energy(shares, cost)
+        # Halves can only be better; a descent from a random start may end beside the best.
+        assert found <= np.quantile(energies, 0.05)
+
+    def test_no_swap_of_two_labels_betters_a_cut(self, mix, monkeypatch):
+        """Three images and the halves of two of them, on two by two blocks; every swap tried."""
+        monkeypatch.setattr(comixup, "_BLOCKS", 2)
+        labels = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0]])
+        random = np.random.default_rng(0)
+        for _ in range(10):
+            cost = 0.2 * random.random((4, 3))
+
+            def energy(choice, cost=cost):
+                z = labels[np.array(choice)]
+                grid = z.reshape(2, 2, 3)
+                border = sum(
+                    ((a - b) ** 2).sum() / 2
+                    for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]))
+                )
+                prefer = 5e-4 * sum(c == 3 for c in choice)
+                return (z * cost).sum() - prefer + 0.32 / 4 * border
+
+            found = mix._cut(cost, labels).tolist()
+            for one, other in itertools.combinations(range(4), 2):
+                places = [(one, other) if c in (one, other) else (c,) for c in found]
+                best = min(energy(c) for c in itertools.product(*places))
+                assert energy(found) <= best + 1e-4
+
+    def test_pixels_and_targets_follow_the_same_shares(self, mix):
+        """Images of one value each: the mean pixel of a mix is its targets' mean value."""
+        x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 32, 32) / 8
+        saliency = torch.full((8, 32, 32), 0.1)
+        for index in range(8):  # each image has an object in a corner of its own
+            top, left = 16 * (index % 2), 16 * (index // 2 % 2)
+            saliency[index, top : top + 16, left : left + 16] = 1
+        random_seed(0)
+        mixed, targets = mix._mix(x, torch.eye(8), saliency)
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(8.0) / 8)
+        assert ((targets > 0).sum(dim=1) > 1).any()
+        shares = torch.tensor([v for v in mixed.unique().tolist() if v not in x.unique()])
+        torch.testing.assert_close(shares * 16, (shares * 16).round())  # halves of two images
+
+    def test_shows_more_saliency_than_chance_and_uses_every_image(self, mix):
+        random = np.random.default_rng(0)
+        cost = -random.dirichlet(np.full(16, 0.3), 20).T
+        random_seed(0)
+        shares = mix._assign(cost, np.eye(20))
+        np.testing.assert_allclose(shares.sum(axis=2), 1)
+        shown = -(shares * cost).sum(axis=(1, 2))
+        assert shown.mean() > 1.5  # a single image shows 1
+        assert shares.sum(axis=(0, 1)).min() > 0
+
+    def test_mixes_within_groups_of_twenty(self, model, batch):
+        x, y = batch(count=50, height=16, width=16)
+        x = x * 0.01 + torch.arange(50.0).view(50, 1, 1, 1)
+        random_seed(0)
+        mixed, _ = make("comixup", model)(x, y)
+        for first, last in ((0, 20), (20, 40), (40, 50)):
+            part = mixed[first:last]
+            assert part.min() > first - 0.5
+            assert part.max() < last - 0.5
+
+    def test_the_step_takes_the_mean_of_the_clean_and_the_mixed_loss(self, model, images):
+        x, y = images
+        loss_fn = SoftTargetCrossEntropy()
+        random_seed(0)
+        mixed, targets = make("comixup", model)(x, y)
+        loss_fn(model(mixed), targets).backward()
+        found = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        (loss_fn(model(x), torch.eye(5)[y]) / 2 + loss_fn(model(mixed), targets) / 2).backward()
+        for gradient, parameter in zip(found, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+    def test_tiny_images_are_refused(self, model, batch):
+        with pytest.raises(ValueError, match="comixup needs images of at least 4x4, got 3x8"):
+            make("comixup", model)(*batch(height=3, width=8))
+
+
 class TestSageAblations:
     def test_no_rearrangement_covers_the_whole_image(self, model, images):
         """Nothing of image 0 is left bare: every pixel of the mix has some of both."""
@@ -313,7 +504,9 @@ def test_none_changes_nothing(model, images):
     assert torch.equal(targets, mixup_target(y, 5, 1.0, 0.1))
 
 
-@pytest.mark.parametrize(("name", "module"), [("saliencymix", "cv2"), ("puzzlemix", "gco")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("saliencymix", "cv2"), ("puzzlemix", "gco"), ("comixup", "gco")]
+)
 def test_what_is_not_installed_is_named_with_its_extra(model, monkeypatch, name, module):
     def not_there(wanted):
         raise ModuleNotFoundError(f"No module named {wanted!r}")
