@@ -1,25 +1,27 @@
 """``python -m harness``: trains, measures and shows."""
 
 import sys
+from typing import Annotated
 
 import tyro
+from tyro.conf import subcommand
 
 from harness.commands.gallery import Gallery
 from harness.commands.report import Report
+from harness.commands.settings import preset_of
 from harness.commands.train import Train
 
 
 def main() -> None:
     """Runs one command; bad input ends with one line and exit code 2."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "train": Train,
-            "report": Report,
-            "gallery": Gallery,
-        },
-        prog="python -m harness",
-    )
     try:
+        command = tyro.cli(
+            Annotated[Train, subcommand("train", default=preset_of(Train))]
+            | Annotated[Report, subcommand("report")]
+            | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
+            prog="python -m harness",
+            description=__doc__,
+        )
         command()
     except (ValueError, ImportError) as error:
         print(f"harness: {error}", file=sys.stderr)

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import timm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
-from harness.data import DataConfig
+from harness.data import DataConfig, fingerprint
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import MethodConfig, needs
 
 MOST_EPOCHS = 100_000
+Amp = Literal["none", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mixing: MethodConfig = field(default_factory=MethodConfig)
     channels_last: bool = False
+    amp: Amp = "none"
+    compile: bool = False
+    devices: int = 1
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
@@ -53,19 +57,30 @@ class RunConfig:
             needs(REQUIRES[self.method], self.method)
         if not 0 < self.schedule.epochs < MOST_EPOCHS:
             raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.schedule.epochs}")
-        if self.data.batch_size < 2 or self.data.batch_size % 2:
+        each, rest = divmod(self.data.batch_size, self.devices)
+        if each < 2 or each % 2 or rest:
             raise ValueError(
-                f"batch_size must be even, since timm's Mixup mixes pairs, got "
-                f"{self.data.batch_size}"
+                f"batch_size must be even on each of {self.devices} device(s), since timm's Mixup "
+                f"mixes pairs, got {self.data.batch_size}"
+            )
+        if self.compile and self.method == "manifold":
+            raise ValueError(
+                "manifold draws the layer that it mixes at for each batch, which compile=True "
+                "would fix: train it without compile"
             )
         if not timm.is_model(self.model):
             raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON, less those that change nothing in the result."""
+        """The settings as JSON: a fingerprint of the images stands for where they are.
+
+        Raises:
+            ValueError: If the data set cannot be opened.
+        """
         settings = asdict(self)
-        for name in ("data_dir", "dataset_download", "num_classes", "workers"):
+        for name in ("data_dir", "dataset_download", "num_classes"):
             del settings["data"][name]
+        settings["data"]["fingerprint"] = fingerprint(self.data)
         identity: dict[str, Any] = json.loads(json.dumps(settings))
         return identity
 
@@ -89,6 +104,7 @@ class RunConfig:
         for name, part in parts.items():
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity[name].items()}
             if name == "data":
+                values.pop("fingerprint", None)
                 values["data_dir"] = data_dir
             try:
                 settings[name] = part(**values)

@@ -1,5 +1,7 @@
 """Data sets by name: the embedded glyphs, or whatever timm's ``create_dataset`` reads."""
 
+import functools
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torchvision.transforms import v2
 from harness.glyphs import Glyphs
 
 _GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
+_IMAGES_IN_FINGERPRINT = 16  # of a split
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class DataConfig:
     """pad: resize, then a random crop from the image padded by an eighth (CIFAR's usual); or one of
     timm's: rrc, rkrc, rkrr."""
     batch_size: int = 100
-    """Images in a batch."""
+    """Images in a batch, of all devices together."""
     workers: int = 0
     """Processes that load data."""
 
@@ -105,6 +108,30 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     return Splits(train, validation, classes, hflip=0.5)
 
 
+@functools.cache
+def fingerprint(config: DataConfig) -> str:
+    """A digest that tells one data set from another of the same name.
+
+    It is made of both splits' classes, targets and some of their images. The glyphs are all in
+    their settings, and of a stream nothing can be known beforehand: for both it is empty.
+
+    Raises:
+        ValueError: If the data set cannot be opened.
+    """
+    if config.dataset == "glyphs":
+        return ""
+    digest = hashlib.sha256()
+    for split in (config.train_split, config.val_split):
+        dataset = _open(config, split, seed=0, training=False)
+        if isinstance(dataset, IterableDataset):
+            return ""
+        targets = _targets(dataset)
+        digest.update(repr((_classes(dataset, targets), targets)).encode())
+        for index in np.linspace(0, len(dataset) - 1, _IMAGES_IN_FINGERPRINT, dtype=int):
+            digest.update(np.asarray(dataset[int(index)][0]).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def balanced_indices(targets: Sequence[int], size: int, seed: int) -> list[int]:
     """Draws ``size`` indices, the same number of each class.
 
@@ -133,14 +160,18 @@ def make_loader(
     model_config: dict[str, Any],
     device: torch.device,
     hflip: float | None,
+    devices: int = 1,
 ):
-    """Makes timm's loader, which normalises on the device; ``hflip=None`` is for evaluation."""
+    """Makes timm's loader, which normalises on the device; ``hflip=None`` is for evaluation.
+
+    In training each device gets its part of the batch; evaluation is for one device.
+    """
     training = hflip is not None
     crop = config.train_crop_mode
     loader = create_loader(
         dataset,
         input_size=(3, config.image_size, config.image_size),
-        batch_size=config.batch_size if training else 4 * config.batch_size,
+        batch_size=config.batch_size // devices if training else 4 * config.batch_size,
         is_training=training,
         train_crop_mode=crop if training and crop != "pad" else None,
         hflip=hflip or 0.0,
@@ -150,6 +181,7 @@ def make_loader(
         std=model_config["std"],
         crop_pct=1.0,
         num_workers=config.workers,
+        distributed=training and devices > 1,
         persistent_workers=False,  # fresh workers take their seeds from the epoch's
         device=device,
     )

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from harness.data import DataConfig, balanced_indices, load_splits, make_loader
+from harness.data import DataConfig, balanced_indices, fingerprint, load_splits, make_loader
 
 MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
@@ -34,6 +35,22 @@ def test_reads_a_folder_through_timm(folder):
     splits = load_splits(folder, seed=0)
     assert splits.classes == ["ant", "bee", "cat"]
     assert (len(splits.train), len(splits.validation)) == (24, 6)
+
+
+def test_the_fingerprint_is_of_the_images_not_of_their_place(folder, tmp_path):
+    copy = tmp_path / "copy"
+    for split in ("train", "test"):
+        shutil.copytree(tmp_path / split, copy / split)
+    moved = replace(folder, data_dir=str(copy))
+    assert fingerprint(moved) == fingerprint(folder)
+    changed = replace(folder, data_dir=str(tmp_path / "changed"))
+    shutil.copytree(copy, changed.data_dir)
+    Image.new("RGB", (20, 26)).save(tmp_path / "changed/test/cat/1.png")
+    assert fingerprint(changed) != fingerprint(folder)
+    fewer = replace(folder, data_dir=str(tmp_path / "fewer"))
+    shutil.copytree(copy, fewer.data_dir)
+    (tmp_path / "fewer/train/ant/3.png").unlink()
+    assert fingerprint(fewer) != fingerprint(folder)
 
 
 def test_reads_torchvisions_cifar_through_timm(tmp_path):

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -109,8 +110,32 @@ def test_another_setting_is_another_run(tmp_path):
     config = replace(TINY, schedule=ScheduleConfig(epochs=1))
     train(config, tmp_path, CPU)
     train(replace(config, mixing=MethodConfig(lambda_max=0.5)), tmp_path, CPU)
-    train(replace(config, data=replace(config.data, workers=0)), tmp_path, CPU)
+    train(replace(config, data=replace(config.data, dataset_download=True)), tmp_path, CPU)
     assert len(read_results(tmp_path / "results.jsonl")) == 2
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["none", "sage", "manifold", "puzzlemix", "comixup"])
+def test_half_precision_trains_to_about_the_same_loss(tmp_path, method, amp):
+    lines = [train(replace(TINY, method=method, amp=kind), tmp_path, CPU) for kind in ("none", amp)]
+    full, half = (line["history"][0]["train_loss"] for line in lines)
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
+    assert len(read_results(tmp_path / "results.jsonl")) == 2
+
+
+def test_a_compiled_network_trains_to_the_same_loss(tmp_path, monkeypatch):
+    """With SAGE's shared gradients, whose hook must not be compiled away.
+
+    Without code generation, which takes a minute: what is traced and what is not stays the same.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = replace(TINY, schedule=ScheduleConfig(epochs=2))
+    lines = [train(replace(config, compile=c), tmp_path, CPU) for c in (False, True)]
+    losses = [[epoch["train_loss"] for epoch in line["history"]] for line in lines]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    other = train(replace(config, mixing=MethodConfig(search_fraction=0.1)), tmp_path, CPU)
+    assert abs(other["train_loss"] - losses[0][-1]) > 1e-3
 
 
 def start(out, *flags):
@@ -145,7 +170,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
     [
         ({"method": "cutout"}, "method must be one of none, mixup, cutmix, .* got 'cutout'"),
         ({"schedule": ScheduleConfig(epochs=0)}, r"epochs must be in \(0, 100000\), got 0"),
-        ({"data": DataConfig(batch_size=25)}, "batch_size must be even, since timm's Mixup mixes"),
+        ({"data": DataConfig(batch_size=25)}, r"batch_size must be even on each of 1 device\(s\)"),
+        (
+            {"data": DataConfig(batch_size=50), "devices": 2},
+            r"batch_size must be even on each of 2 device\(s\), since timm's Mixup mixes pairs",
+        ),
+        ({"method": "manifold", "compile": True}, "manifold draws the layer .* without compile"),
         ({"model": "no_such_net"}, r"model must be one that timm.list_models\(\) knows"),
     ],
 )
