@@ -1,13 +1,16 @@
 """What the methods have in common: their settings, and what more than one of them does."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images ``[B, C, H, W]`` and class indices ``[B]`` to mixed images and targets ``[B, K]``."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,38 @@ class MethodConfig:
     def alpha_or(self, default: float) -> float:
         """Returns alpha, or the method's own default where none is set."""
         return default if self.alpha is None else self.alpha
+
+
+Build = Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]
+"""Makes a method for its settings, a model, the model's loss and a number of classes."""
+
+METHODS: dict[str, Build] = {}
+"""What makes each method, by its name."""
+
+REQUIRES: dict[str, str] = {}
+"""The module that a method needs beside the harness's own."""
+
+
+def register(name: str, requires: str | None = None) -> Callable[[Build], Build]:
+    """Puts what makes a method into the registry.
+
+    Args:
+        name: What the method is called on the command line.
+        requires: A module that it needs and that not everybody has installed.
+
+    Raises:
+        ValueError: If there is a method of that name.
+    """
+
+    def put(build: Build) -> Build:
+        if name in METHODS:
+            raise ValueError(f"name must be new, but there is a method {name!r}")
+        METHODS[name] = build
+        if requires is not None:
+            REQUIRES[name] = requires
+        return build
+
+    return put
 
 
 def needs(module: str, method: str) -> Any:

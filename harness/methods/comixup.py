@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, needs
+from harness.methods.base import MethodConfig, needs, register
 from sage_timm.hooks import drop_shared_gradient, input_gradient, share_gradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
@@ -153,6 +153,7 @@ class CoMixup:
         return found
 
 
+@register("comixup", requires="gco")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> CoMixup:
     """Makes Co-Mixup with the paper's values."""
     return CoMixup(model, loss_fn, classes, config.alpha_or(_ALPHA), config.label_smoothing)

@@ -8,7 +8,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, register
 
 _ALPHA = 2.0  # the paper's
 _HIDDEN_LAYERS = 2  # the paper mixes after one of the first two stages, or the images themselves
@@ -72,6 +72,7 @@ class ManifoldMixup:
         return handle
 
 
+@register("manifold")
 def build(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> ManifoldMixup:

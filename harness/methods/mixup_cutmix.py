@@ -3,9 +3,10 @@
 from timm.data import Mixup
 from torch import nn
 
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, register
 
 
+@register("mixup-cutmix")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mixup:
     """Makes timm's Mixup class with both, each half of the time."""
     alpha = config.alpha_or(1.0)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, register
 
 
+@register("none")
 def build(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

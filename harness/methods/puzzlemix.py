@@ -10,7 +10,7 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, evaluation_mode, needs, unnormalised
+from harness.methods.base import MethodConfig, evaluation_mode, needs, register, unnormalised
 from sage_timm.hooks import input_gradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
@@ -129,6 +129,7 @@ class PuzzleMix:
         return torch.from_numpy(shares).to(saliency.device)
 
 
+@register("puzzlemix", requires="gco")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> PuzzleMix:
     """Makes Puzzle Mix with the paper's values and one lambda for the batch."""
     data_config = resolve_data_config({}, model=model)

@@ -2,10 +2,11 @@
 
 from torch import nn
 
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, register
 from sage_timm import SageMixup
 
 
+@register("sage")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""
     return SageMixup(

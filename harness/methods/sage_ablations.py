@@ -6,12 +6,13 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from harness.methods import sage
-from harness.methods.base import MethodConfig, evaluation_mode
+from harness.methods.base import MethodConfig, evaluation_mode, register
 from sage_timm import SageMixup
 
 _ONE_TRANSLATION = 1e-12  # a share so small that one translation is drawn, and nothing is searched
 
 
+@register("sage-no-rearrangement")
 def build_no_rearrangement(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> SageMixup:
@@ -19,6 +20,7 @@ def build_no_rearrangement(
     return sage.build(replace(config, search="none"), model, loss_fn, classes)
 
 
+@register("sage-random-translation")
 def build_random_translation(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> SageMixup:
@@ -27,6 +29,7 @@ def build_random_translation(
     return sage.build(config, model, loss_fn, classes)
 
 
+@register("sage-eval-saliency")
 def build_eval_saliency(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

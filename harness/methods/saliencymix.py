@@ -6,7 +6,7 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, needs, unnormalised
+from harness.methods.base import MethodConfig, needs, register, unnormalised
 
 _ALPHA = 1.0  # the paper's
 _PROBABILITY = 0.5  # the paper's
@@ -68,6 +68,7 @@ class SaliencyMix:
         return saliency
 
 
+@register("saliencymix", requires="cv2")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SaliencyMix:
     """Makes SaliencyMix, which sees the images as they were before the model's normalisation."""
     data_config = resolve_data_config({}, model=model)
