@@ -78,7 +78,7 @@ class RunConfig:
             ValueError: If the data set cannot be opened.
         """
         settings = asdict(self)
-        for name in ("data_dir", "dataset_download", "num_classes"):
+        for name in ("data_dir", "dataset_download"):
             del settings["data"][name]
         settings["data"]["fingerprint"] = fingerprint(self.data)
         identity: dict[str, Any] = json.loads(json.dumps(settings))

@@ -13,7 +13,7 @@ from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import v2
 
-from harness.glyphs import Glyphs
+from harness.glyphs import CLASSES, Glyphs
 
 _GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
 _IMAGES_IN_FINGERPRINT = 16  # of a split
@@ -34,7 +34,8 @@ class DataConfig:
     dataset_download: bool = False
     """Let timm download the data set, where it can."""
     num_classes: int | None = None
-    """The number of classes; only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
+    """The number of classes: of the glyphs, so many are taken, else all 100; of other data sets,
+    only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
     train_size: int | None = None
     """Train on so many images, the same number of each class, drawn with the run's seed."""
     image_size: int = 32
@@ -86,8 +87,10 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         ValueError: If the data set cannot be opened, or has too few images for ``train_size``.
     """
     if config.dataset == "glyphs":
-        train = Glyphs("train", config.train_size or _GLYPHS_TRAIN, config.image_size, seed)
-        validation = Glyphs("validation", _GLYPHS_VALIDATION, config.image_size, seed=0)
+        classes = config.num_classes or len(CLASSES)
+        size = config.image_size
+        train = Glyphs("train", config.train_size or _GLYPHS_TRAIN, size, seed, classes)
+        validation = Glyphs("validation", _GLYPHS_VALIDATION, size, 0, classes)
         if config.train_size:
             _per_class(config.train_size, len(train.classes))
         return Splits(train, validation, train.classes, hflip=0.0)

@@ -62,21 +62,31 @@ class Glyphs(Dataset):
         samples: The number of images.
         size: Height and width in pixels, at least 8.
         seed: The same seed gives the same images.
+        classes: Take so many characters, the first ones.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, split: str = "train", samples: int = 10_000, size: int = 32, seed: int = 0):
+    def __init__(
+        self,
+        split: str = "train",
+        samples: int = 10_000,
+        size: int = 32,
+        seed: int = 0,
+        classes: int = len(CLASSES),
+    ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         if size < 8:
             raise ValueError(f"size must be at least 8 pixels, got {size}")
-        self.classes = list(CLASSES)
+        if not 2 <= classes <= len(CLASSES):
+            raise ValueError(f"classes must be in [2, {len(CLASSES)}], got {classes}")
+        self.classes = list(CLASSES[:classes])
         self.transform = None
-        self.targets = [index % len(CLASSES) for index in range(samples)]
+        self.targets = [index % classes for index in range(samples)]
         self.images = np.empty((samples, size, size, 3), dtype=np.uint8)
         self.masks = np.empty((samples, size, size), dtype=np.uint8)
         for index in tqdm(range(samples), desc=f"glyphs {split}", leave=False, disable=None):

@@ -71,3 +71,17 @@ def test_an_item_is_a_picture_and_its_class():
 def test_bad_input(kwargs, text):
     with pytest.raises(ValueError, match=text):
         Glyphs(**kwargs)
+
+
+def test_takes_the_first_so_many_classes():
+    few = Glyphs("train", 12, 16, seed=3, classes=4)
+    assert few.classes == list(CLASSES[:4])
+    assert few.targets == [0, 1, 2, 3] * 3
+    # An image is drawn by its place in the split: the first four are those of all classes.
+    np.testing.assert_array_equal(few.images[:4], Glyphs("train", 4, 16, seed=3).images)
+
+
+@pytest.mark.parametrize("classes", [1, 101])
+def test_a_number_of_classes_that_there_is_not_is_refused(classes):
+    with pytest.raises(ValueError, match=rf"classes must be in \[2, 100\], got {classes}"):
+        Glyphs("train", 4, 16, classes=classes)
