@@ -6,6 +6,7 @@ import tyro
 
 from harness.commands.gallery import Gallery
 from harness.commands.report import Report
+from harness.commands.robustness import Robustness
 from harness.commands.train import Train
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         {
             "train": Train,
+            "robustness": Robustness,
             "report": Report,
             "gallery": Gallery,
         },
