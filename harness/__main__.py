@@ -8,6 +8,7 @@ from tyro.conf import subcommand
 
 from harness.commands.gallery import Gallery
 from harness.commands.report import Report
+from harness.commands.robustness import Robustness
 from harness.commands.settings import preset_of
 from harness.commands.train import Train
 
@@ -17,6 +18,7 @@ def main() -> None:
     try:
         command = tyro.cli(
             Annotated[Train, subcommand("train", default=preset_of(Train))]
+            | Annotated[Robustness, subcommand("robustness")]
             | Annotated[Report, subcommand("report")]
             | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
             prog="python -m harness",

@@ -51,7 +51,7 @@ def train(config: RunConfig, out: Path, device: torch.device, rank: int = 0) -> 
         if line["config"] == identity:
             return line
     run = _Run(config, device, rank)
-    checkpoint = _checkpoint_path(config, out)
+    checkpoint = checkpoint_path(config, out)
     state = load_checkpoint(checkpoint, device)
     if state is not None:
         run.load_state(state)
@@ -219,7 +219,7 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     Raises:
         ValueError: If there is none in ``out``.
     """
-    path = _checkpoint_path(config, out)
+    path = checkpoint_path(config, out)
     state = load_checkpoint(path, device)
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
@@ -235,7 +235,8 @@ def device_name(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} thread(s)"
 
 
-def _checkpoint_path(config: RunConfig, out: Path) -> Path:
+def checkpoint_path(config: RunConfig, out: Path) -> Path:
+    """Where a run's checkpoint is, or will be."""
     return out / "checkpoints" / f"{config.name()}.pt"
 
 

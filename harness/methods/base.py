@@ -68,8 +68,8 @@ def register(name: str, requires: str | None = None) -> Callable[[Build], Build]
     return put
 
 
-def needs(module: str, method: str) -> Any:
-    """Imports a module that only some methods need.
+def needs(module: str, name: str, extra: str = "peers") -> Any:
+    """Imports a module that only the method or measurement called ``name`` needs.
 
     Raises:
         ImportError: If it is not installed, naming the extra that installs it.
@@ -78,7 +78,7 @@ def needs(module: str, method: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{method} needs {module}, which is not installed: pip install 'sage-timm[peers]'"
+            f"{name} needs {module}, which is not installed: pip install 'sage-timm[{extra}]'"
         ) from error
 
 

@@ -1,0 +1,292 @@
+"""Accuracy of trained networks on perturbed images: noise, replaced regions, and attacks.
+
+All perturbations act on pixels in [0, 1], before normalisation. What is random about an image's
+noise or region follows from its place in the data set alone, so that every network sees the same
+images, whatever its method, seed and batch size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from harness.config import RunConfig
+from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
+from harness.methods.base import evaluation_mode, needs
+from harness.results import append_result, load_checkpoint, read_results
+from harness.train import checkpoint_path, device_name, load_model
+
+ATTACKS = ("fgsm", "pgd")
+NOISE_STDS = (0.05, 0.1, 0.2)
+REPLACED_SHARES = (0.1, 0.25, 0.5)
+EPSILONS = (2.0, 4.0, 8.0)  # of 255, as the step
+PGD_STEP = 2.0
+PGD_STEPS = 10
+FIGURES = (
+    ("clean", 0.0),
+    *(("noise", std) for std in NOISE_STDS),
+    *(("replacement", share) for share in REPLACED_SHARES),
+    *((kind, epsilon) for kind in ATTACKS for epsilon in EPSILONS),
+)
+"""Kind and strength of all that is measured of a network."""
+
+_ROUNDING = 0.5  # points of accuracy: another device or version of torch rounds otherwise
+
+
+def torchattacks() -> Any:
+    """Imports torchattacks.
+
+    Raises:
+        ImportError: If it is not installed, naming the extra that installs it.
+    """
+    return needs("torchattacks", "robustness", extra="harness")
+
+
+class OnPixels(nn.Module):
+    """A network that takes pixels in [0, 1], ``[B, C, H, W]``, and normalises them itself.
+
+    Args:
+        model: The network.
+        mean: What it wants subtracted from each channel.
+        std: What it wants each channel divided by then.
+    """
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model((pixels - self.mean) / self.std)
+
+
+def draw_places(size: int, images: int | None) -> list[int]:
+    """Draws the places of the images to measure on, the same for every run; all if None.
+
+    They are drawn, since the first ones of a data set that is sorted by class are of one class.
+    """
+    return sorted(np.random.default_rng(0).permutation(size)[:images].tolist())
+
+
+def add_noise(pixels: Tensor, std: float, places: Sequence[int]) -> Tensor:
+    """Adds Gaussian noise to every pixel and channel, and clips to [0, 1].
+
+    Args:
+        pixels: Images ``[B, C, H, W]``, in [0, 1].
+        std: The noise's standard deviation.
+        places: The images' places in the data set, which seed what is random.
+    """
+    shape = pixels.shape[1:]
+    noise = np.stack(
+        [np.random.default_rng(p).standard_normal(shape, dtype=np.float32) for p in places]
+    )
+    return (pixels + std * torch.from_numpy(noise).to(pixels.device)).clamp(0, 1)
+
+
+def replace_region(pixels: Tensor, share: float, places: Sequence[int]) -> Tensor:
+    """Replaces a square at a random place in each image by uniform noise.
+
+    Args:
+        pixels: Square images ``[B, C, S, S]``, in [0, 1].
+        share: The square's share of the image's area, in (0, 1); its side is rounded to pixels.
+        places: The images' places in the data set, which seed what is random.
+    """
+    size = pixels.shape[-1]
+    side = round(share**0.5 * size)
+    replaced = pixels.clone()
+    for image, place in zip(replaced, places, strict=True):
+        random = np.random.default_rng(place)
+        top, left = random.integers(size - side + 1, size=2)
+        region = random.random((len(image), side, side), dtype=np.float32)
+        image[:, top : top + side, left : left + side] = torch.from_numpy(region)
+    return replaced
+
+
+def attack(
+    model: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    kind: str,
+    epsilon: float,
+    places: Sequence[int],
+) -> Tensor:
+    """Moves each pixel by at most epsilon / 255, staying in [0, 1], to raise the model's loss.
+
+    The attacks are torchattacks': the fast gradient sign method (Goodfellow, Shlens and Szegedy,
+    ICLR 2015) and projected gradient descent from a random start (Madry et al., ICLR 2018). The
+    random start is the same for every model, but not for every batch size. The model, which is in
+    evaluation mode for the attack, and torch's random state are left as they were.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits.
+        pixels: Images ``[B, C, H, W]``, in [0, 1].
+        targets: Class indices ``[B]``.
+        kind: ``"fgsm"`` or ``"pgd"``.
+        epsilon: The largest change of a pixel, of 255.
+        places: The images' places in the data set; the first one seeds the random start.
+
+    Raises:
+        ImportError: If torchattacks is not installed.
+    """
+    attacks = torchattacks()
+    devices = [pixels.device] if pixels.is_cuda else []
+    with evaluation_mode(model), torch.random.fork_rng(devices):
+        torch.manual_seed(places[0])
+        if kind == "fgsm":
+            method = attacks.FGSM(model, eps=epsilon / 255)
+        else:
+            method = attacks.PGD(model, eps=epsilon / 255, alpha=PGD_STEP / 255, steps=PGD_STEPS)
+        attacked: Tensor = method(pixels, targets)
+    return attacked
+
+
+def top1(model: nn.Module, loader: Any, places: Sequence[int], kind: str, strength: float) -> float:
+    """Measures the accuracy, in percent, on images that are perturbed.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits; in evaluation mode.
+        loader: Gives batches of pixels in [0, 1] and class indices.
+        places: The places in the data set of the images that the loader gives.
+        kind: What is done to the images, one of :data:`FIGURES`.
+        strength: How much of it.
+
+    Raises:
+        ImportError: If an attack is asked for, and torchattacks is not installed.
+    """
+    right = first = 0
+    title = f"{kind} {strength:g}"
+    for pixels, targets in tqdm(loader, desc=title, leave=False, disable=None):
+        here = places[first : first + len(targets)]
+        if kind == "noise":
+            pixels = add_noise(pixels, strength, here)
+        elif kind == "replacement":
+            pixels = replace_region(pixels, strength, here)
+        elif kind != "clean":
+            pixels = attack(model, pixels, targets, kind, strength, here)
+        with torch.inference_mode():
+            right += (model(pixels).argmax(dim=1) == targets).sum().item()
+        first += len(targets)
+    return 100 * right / len(places)
+
+
+def measure_robustness(
+    result: dict[str, Any],
+    out: Path,
+    data_dir: str | None,
+    images: int | None,
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
+    """Measures one run's :data:`FIGURES`, and appends each to ``robustness.jsonl`` at once.
+
+    Args:
+        result: The run's line in ``results.jsonl``.
+        out: Folder of ``results.jsonl`` and ``checkpoints/``.
+        data_dir: Where the data set is on this machine.
+        images: Measure on so many validation images, drawn once for all runs; on all if None.
+        device: Where to compute.
+
+    Yields:
+        The lines of ``robustness.jsonl``, also those that stood there already.
+
+    Raises:
+        ValueError: If the checkpoint is missing or broken, or does not fit the data set.
+        ImportError: If torchattacks is not installed.
+    """
+    config = RunConfig.from_identity(result["config"], data_dir)
+    places = draw_places(result["validation_size"], images)
+    path = out / "robustness.jsonl"
+    there = {
+        (line["kind"], line["strength"]): line
+        for line in read_results(path)
+        if line["config"] == result["config"] and line["images"] == len(places)
+    }
+    opened = None
+    for figure in FIGURES:
+        if figure not in there:
+            opened = opened or _open(config, result, out, places, device)
+            there[figure] = _measure(*opened, places, *figure, result, device)
+            append_result(path, there[figure])
+        yield there[figure]
+
+
+def _open(
+    config: RunConfig,
+    result: dict[str, Any],
+    out: Path,
+    places: Sequence[int],
+    device: torch.device,
+) -> tuple[nn.Module, Any]:
+    """Loads a run's network, and makes a loader of the pixels at ``places`` of its data set."""
+    if config.identity() != result["config"]:
+        raise ValueError(
+            f"dataset={config.data.dataset!r} in data_dir={config.data.data_dir!r} does not hold "
+            "the images that the run was trained on, or another version trained it"
+        )
+    try:
+        state = load_checkpoint(checkpoint_path(config, out), device)
+        classes = state["classes"] if state else []
+        model = load_model(config, out, len(classes), device)
+    except Exception as error:  # a broken file can make torch.load raise anything
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot load the network: {reason}") from error
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    data = replace(config.data, num_classes=len(classes))
+    splits = _splits(data, config.seed)
+    dataset: Any = splits.validation
+    if not isinstance(dataset, IterableDataset):
+        dataset = Subset(dataset, places)
+    elif len(places) != len(dataset):
+        raise ValueError(
+            f"dataset={data.dataset!r} is a stream of {len(dataset)} images, which cannot be "
+            f"picked, got images={len(places)}: measure on all"
+        )
+    model_config = resolve_data_config({}, model=model)
+    on_pixels = OnPixels(model, model_config["mean"], model_config["std"]).to(device).eval()
+    model_config |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    return on_pixels, make_loader(data, dataset, model_config, device, hflip=None)
+
+
+@lru_cache(maxsize=1)  # the runs of one seed, which stand side by side, share their images
+def _splits(data: DataConfig, seed: int) -> Splits:
+    return load_splits(data, seed)
+
+
+def _measure(
+    model: nn.Module,
+    loader: Any,
+    places: Sequence[int],
+    kind: str,
+    strength: float,
+    result: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    accuracy = top1(model, loader, places, kind, strength)
+    trained = result["top1_last"]
+    whole = len(places) == result["validation_size"]
+    if kind == "clean" and whole and abs(accuracy - trained) > _ROUNDING:
+        raise ValueError(
+            f"top-1 on the clean images is {accuracy:.2f} %, but was {trained:.2f} % after "
+            "training: take the data set and the checkpoint of this run"
+        )
+    line = {
+        **{name: result[name] for name in ("method", "seed", "config")},
+        "kind": kind,
+        "strength": strength,
+        "top1": accuracy,
+        "images": len(places),
+        "device": device_name(device),
+        "torch": torch.__version__,
+    }
+    if kind in ATTACKS:
+        line["torchattacks"] = torchattacks().__version__
+    return line
