@@ -6,25 +6,34 @@ from typing import Annotated
 
 import tyro
 
-from harness.report import tables
-from harness.results import read_results
+from harness.report import markdown, read, sections, write
 
 
 @dataclass(frozen=True)
 class Report:
-    """Print Markdown tables of the runs in DIR/results.jsonl: means and spread over the seeds.
+    """Show what the other commands measured: tables, plots, and one page that holds them all.
+
+    Reads results.jsonl, failures.jsonl, runs.jsonl, robustness.jsonl, foreground.jsonl and
+    overhead.json, as far as they are there; several folders are read as if they were one. Prints
+    the tables, and writes report.html, report.md and the plots (PNG).
 
     Usage examples:
 
       python -m harness report runs
+
+      python -m harness report runs runs-on-another-machine --out report
     """
 
-    directory: Annotated[Path, tyro.conf.Positional]
-    """Folder that holds results.jsonl."""
+    directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders that hold what was measured."""
+    out: Path | None = None
+    """Folder to write to; the first of the others if not given."""
 
     def __call__(self) -> None:
-        path = self.directory / "results.jsonl"
-        results = read_results(path)
-        if not results:
-            raise ValueError(f"no results in {path}")
-        print(tables(results))
+        if not self.directories:
+            raise ValueError("name at least one folder that holds a results.jsonl")
+        contents = sections(read(self.directories))
+        print(markdown(contents, pictures=False))
+        print()
+        for path in write(contents, self.out or self.directories[0]):
+            print(f"written: {path}")

@@ -1,41 +1,300 @@
-from harness.report import tables
+import re
+
+import pytest
+
+from harness.commands.report import Report
+from harness.report import markdown, read, sections
+from tests.report_inputs import (
+    CONDITIONS,
+    METHODS,
+    benchmark,
+    config,
+    failure,
+    result,
+    robustness,
+    write_all,
+    write_benchmarks,
+    write_lines,
+)
 
 
-def line(method, seed, top1, model="net"):
-    return {
-        "method": method,
-        "seed": seed,
-        "dataset": "folder",
-        "model": model,
-        "epochs": 3,
-        "train_size": 100,
-        "validation_size": 50,
-        "top1": top1,
-        "train_loss": 0.5,
-        "step_ms": 10.0 + seed,
-        "config": {"method": method, "seed": seed, "model": model},
+def report(tmp_path, **files):
+    """The Markdown of some lines, by the file that they stand in."""
+    for name, lines in files.items():
+        write_lines(tmp_path / f"{name}.jsonl", lines)
+    return markdown(sections(read([tmp_path])), pictures=False)
+
+
+def table(text, title):
+    """The cells of a table by method and column."""
+    lines = text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in lines)
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_means_and_spread_over_the_seeds_and_differences_seed_by_seed(tmp_path):
+    results = [result("mixup", seed, 50.0 + 10 * seed) for seed in range(3)]
+    results += [result("sage", seed, 51.0 + 11 * seed, step_ms=250.0 + seed) for seed in range(3)]
+    results += [result("none", 0, 40.0, train_seconds=90)]
+    text = report(tmp_path, results=results)
+    assert "## glyphs, 1000 training images, 2000 to measure on, preactresnet8_cifar, 40" in text
+    rows = table(text, "Accuracy and time")
+    assert list(rows) == ["none", "mixup", "sage"]
+    # By hand: 50, 60, 70 have mean 60 and deviation 10; 1, 2, 3 have mean 2 and deviation 1, and
+    # t(0.975, 2) = 4.303, so that the interval is 2 ± 4.303 / sqrt(3).
+    assert [rows[method]["top-1, %"] for method in rows] == [
+        "40.00",
+        "60.00 ± 10.00",
+        "**62.00 ± 11.00**",
+    ]
+    assert [rows[method]["top-1 less mixup's, points"] for method in rows] == [
+        "-10.00",
+        "-",
+        "+2.00 (-0.48 to +4.48)",
+    ]
+    assert [rows[method]["step, ms"] for method in rows] == ["100", "100", "251"]
+    assert [rows[method]["training, min"] for method in rows] == ["1.5", "5.0 ± 0.0", "5.0 ± 0.0"]
+    assert "top-1 less cutmix's, points" not in rows["none"]
+    assert (
+        "- sage and mixup cannot be told apart: +2.00 points of top-1 (95 % interval -0.48 to "
+        "+4.48 over 3 seeds); its step takes 2.51 times as long."
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(+3.0, "sage is ahead of cutmix"), (-3.0, "sage is behind cutmix")]
+)
+def test_ahead_or_behind_where_the_interval_leaves_out_zero(tmp_path, gain, verdict):
+    results = [result("cutmix", seed, 50.0 + seed) for seed in range(3)]
+    results += [result("sage", seed, 50.1 + 1.1 * seed + gain) for seed in range(3)]
+    assert f"- {verdict}: {gain + 0.2:+.2f} points" in report(tmp_path, results=results)
+
+
+def test_one_seed_tells_nothing_apart(tmp_path):
+    text = report(tmp_path, results=[result("sage", 0, 55.0), result("mixup", 0, 50.0)])
+    assert "- sage and mixup cannot be told apart: +5.00 points of top-1 (one seed);" in text
+
+
+def test_the_best_mean_of_each_column_is_bold(tmp_path):
+    results = [
+        result("none", 0, 50.0, top5=80.0, nll=1.0, ece=9.0),
+        result("mixup", 0, 60.0, top5=70.0, nll=2.0, ece=3.0),
+        result("sage", 0, 60.001, top5=75.0, nll=float("nan"), ece=5.0),
+    ]
+    text = report(tmp_path, results=results)
+    rows = table(text, "Accuracy and time")
+    cells = [(method, column) for method in rows for column in rows[method]]
+    bold = {(method, column) for method, column in cells if "**" in rows[method][column]}
+    assert bold == {
+        ("mixup", "top-1, %"),  # as good as sage, as far as is shown
+        ("sage", "top-1, %"),
+        ("none", "top-5, %"),
+        ("none", "NLL"),
+        ("mixup", "ECE, %"),
     }
+    assert rows["sage"]["NLL"] == "nan"
 
 
-def test_means_and_spread_over_the_seeds_and_differences_seed_by_seed():
-    results = [line("mixup", seed, 50.0 + 10 * seed) for seed in range(3)]
-    results += [line("sage", seed, 51.0 + 11 * seed) for seed in range(3)]
-    results += [line("none", 0, 40.0)]
-    rows = tables(results).splitlines()
-    assert rows[0] == "folder, 100 training images, 50 to measure on, net, 3 epochs"
-    # By hand: 50, 60, 70 have mean 60 and deviation 10; 1, 2, 3 have mean 2 and deviation 1.
-    assert rows[4:] == [
-        "| mixup | 0 1 2 | 60.00 ± 10.00 | - | 0.50 ± 0.00 | 11 |",
-        "| sage | 0 1 2 | 62.00 ± 11.00 | +2.00 ± 1.00 | 0.50 ± 0.00 | 11 |",
-        "| none | 0 | 40.00 | -10.00 | 0.50 | 10 |",
+def test_missing_and_failed_runs_are_shown(tmp_path):
+    text = report(
+        tmp_path,
+        runs=[{"method": "puzzlemix", "seed": 0, "config": config("puzzlemix", 0)}],
+        results=[
+            *(result("none", seed) for seed in range(3)),
+            *(result("mixup", seed) for seed in range(2)),
+            result("sage", 0),
+        ],
+        failures=[
+            failure("mixup", 1, "ValueError: since mended"),
+            failure("mixup", 2, "ValueError: first"),
+            failure("mixup", 2, "RuntimeError: out of\nmemory"),
+            failure("cutmix", 1, "ValueError: no"),
+        ],
+    )
+    rows = table(text, "Accuracy and time")
+    assert {method: row["seeds"] for method, row in rows.items()} == {
+        "none": "0 1 2",
+        "mixup": "0 1, failed 2",
+        "cutmix": "failed 1, missing 0 2",
+        "puzzlemix": "missing 0 1 2",
+        "sage": "0, missing 1 2",
+    }
+    for method in ("cutmix", "puzzlemix"):
+        assert {*rows[method].values()} - {method, rows[method]["seeds"]} == {"-"}
+    assert [line for line in text.splitlines() if "failed:" in line] == [
+        "- mixup, seed 2, failed: RuntimeError: out of memory",
+        "- cutmix, seed 1, failed: ValueError: no",
     ]
 
 
-def test_each_setting_has_a_table_of_its_own():
-    text = tables([line("none", 0, 1.0), line("none", 0, 2.0, model="other")])
-    assert [
-        part.splitlines()[0].split(", ")[3] for part in text.split("\n\n") if "folder" in part
-    ] == [
-        "net",
-        "other",
+def test_failures_alone_make_a_report(tmp_path):
+    text = report(tmp_path, failures=[failure("sage", 0, "ValueError: no")])
+    assert table(text, "Accuracy and time")["sage"]["seeds"] == "failed 0"
+    assert "## glyphs, 1000 training images, preactresnet8_cifar, 40 epochs\n" in text
+
+
+def test_each_setting_has_a_table_of_its_own_that_says_what_it_is(tmp_path):
+    old = result("none", 0, 1.0)
+    del old["config"]["mixing"], old["config"]["channels_last"]
+    results = [old, result("none", 0, 2.0), result("none", 0, 3.0, config={"dataset": "b"})]
+    text = report(tmp_path, results=results)
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(titles) == len(set(titles)) == 3
+    assert titles[1].endswith("40 epochs, alpha None, channels_last False")
+    assert titles[2].startswith("## b, 1000 training images")
+    assert [part.split(" | ")[1] for part in text.split("| none ")[1:]] == ["1.00", "2.00", "3.00"]
+
+
+def test_sages_own_settings_make_rows_beside_the_same_peers(tmp_path):
+    paper = {"lambda_max": 0.6, "update_ratio": 0.7}
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_lines(one / "results.jsonl", [result("mixup", 0, 50.0), result("sage", 0, 52.0)])
+    write_lines(
+        other / "results.jsonl",
+        [result("sage", 0, 53.0, config=paper), result("mixup", 1, 51.0, config=paper)],
+    )
+    rows = table(markdown(sections(read([one, other])), pictures=False), "Accuracy and time")
+    assert {method: row["top-1 less mixup's, points"] for method, row in rows.items()} == {
+        "mixup": "-",
+        "sage, lambda_max 1.0, update_ratio 1.0": "+2.00",
+        "sage, lambda_max 0.6, update_ratio 0.7": "+3.00",
+    }
+    assert rows["mixup"]["seeds"] == "0 1"
+
+
+def test_robustness(tmp_path):
+    lines = [
+        robustness("sage", seed, kind, strength, top1 + seed)
+        for seed in (0, 1)
+        for kind, strength, top1 in (("pgd", 8.0, 10.0), ("noise", 0.1, 30.0), ("clean", 0, 50.0))
     ]
+    lines += [robustness("none", 0, "clean", 0, 0.0), robustness("none", 0, "clean", 0, 60.0)]
+    results = [result(method, seed) for method in ("none", "sage") for seed in (0, 1)]
+    rows = table(report(tmp_path, results=results, robustness=lines), "Robustness")
+    assert rows["sage"] == {
+        "method": "sage",
+        "seeds": "0 1",
+        "clean": "50.50 ± 0.71",
+        "noise 0.1": "30.50 ± 0.71",
+        "pgd 8/255": "10.50 ± 0.71",
+    }
+    # The later of two lines counts; a network that was not measured on everything says so.
+    assert [*rows["none"].values()] == ["none", "in part 0, missing 1", "**60.00**", "-", "-"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_foreground(tmp_path, told):
+    names = ("foreground_kept_0", "foreground_kept_1", "foreground_kept_least")
+    lines = [
+        {"method": method, "seed": seed, "pairs": 64}
+        | dict.fromkeys(names, share + 2 * seed)
+        | ({"config": config("none", seed)} if told else {})  # that of the network
+        for method, share in (("mixup", 50.0), ("sage", 70.0))
+        for seed in ((0, 1) if method == "sage" else (1,))
+    ]
+    results = [result(method, 0) for method in ("none", "sage")]
+    text = report(tmp_path, results=results, foreground=lines)
+    rows = table(text, "Foreground kept")
+    assert [[*row.values()] for row in rows.values()] == [
+        ["mixup", "1, missing 0", "52.00", "52.00", "52.00"],
+        ["sage", "0 1", *["**71.00 ± 1.41**"] * 3],
+    ]
+    assert "mean over 64 pairs" in text
+    assert text.count("\n## ") == (1 if told else 2)
+    # Whose mixes were measured need not have been trained.
+    rows = table(text, "Accuracy and time")
+    assert {method: row["seeds"] for method, row in rows.items()} == {"none": "0", "sage": "0"}
+
+
+def test_overhead(tmp_path):
+    write_benchmarks(
+        tmp_path / "overhead.json",
+        [
+            benchmark("sage", "step", 250.4, 2.5, 1.1),
+            benchmark("sage", "saliency", 100.0),
+            benchmark("sage", "mixing", 7.123),
+            benchmark("sage", "step", 170.0, 1.7, mixing={"search": "none", "alpha": 1}),
+            benchmark("none", "step", 100.0, 1.0, 1.0),
+            benchmark("none", "step", 3.0, 1.0, device="cuda"),
+            {"name": "another's", "stats": {}, "extra_info": {}},
+        ],
+    )
+    text = report(tmp_path, results=[result("sage", 0)])
+    setting = "preactresnet8_cifar, batch of 100, 32 × 32 pixels, channels last"
+    rows = table(text, f"{setting}, cpu, 1 thread(s)")
+    assert {method: [*row.values()][1:] for method, row in rows.items()} == {
+        "none": ["1.00", "100", "-", "-", "1.00"],
+        "sage": ["2.50", "250", "100", "7.12", "1.10"],
+        "sage, search none": ["1.70", "170", "-", "-", "-"],
+    }
+    assert f"### {setting}, cuda\n" in text
+
+
+def test_hostile_text_is_no_markup(tmp_path):
+    text = report(
+        tmp_path,
+        results=[result("none", 0, dataset="a&b|c <i>*d*</i>", device="`x` [y](z)")],
+        failures=[failure("sage", 0, "ValueError: <script>alert(1)</script> | _x_ \\| a_b")],
+    )
+    assert "## a&amp;b\\|c &lt;i&gt;\\*d\\*&lt;/i&gt;, 1000 training images" in text
+    assert "Trained on \\`x\\` \\[y\\](z), torch" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| \\_x\\_ \\\\\\| a_b" in text
+    assert not {"<", "|"} & {*text.replace("\\|", "").split("### Accuracy")[0]}
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({}, "holds none of results.jsonl, failures.jsonl, runs.jsonl, robustness.jsonl"),
+        ({"results.jsonl": ""}, "no results.jsonl, failures.jsonl or runs.jsonl with a run in"),
+        ({"results.jsonl": "3\n"}, "results.jsonl, line 1: not a JSON object"),
+        ({"results.jsonl": '{"method": "none"}\n'}, "results.jsonl, line 1: lacks seed, config"),
+        ({"overhead.json": "[]"}, "overhead.json: not a file of pytest-benchmark's"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path, files, text):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=text):
+        read([tmp_path])
+
+
+def test_no_folder_is_refused():
+    with pytest.raises(ValueError, match="name at least one folder"):
+        Report(())()
+
+
+def test_the_command_prints_the_tables_and_writes_everything_to_the_first_folder(tmp_path, capsys):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_all(one)
+    write_lines(other / "results.jsonl", [result("puzzlemix", 1)])
+    Report((one, other))()
+    printed = capsys.readouterr().out
+    rows = table(printed, "Accuracy and time")
+    assert list(rows) == list(METHODS)
+    assert rows["puzzlemix"]["seeds"] == "0 1 2"
+    written = {line.split(": ")[1] for line in printed.splitlines() if "written: " in line}
+    kinds = dict.fromkeys(kind for kind, _ in CONDITIONS if kind != "clean")
+    pictures = {"accuracy-time", "training-loss", "top1-epochs", "overhead"}
+    pictures |= {f"robustness-{kind}" for kind in kinds}
+    names = {"report.html", "report.md", *(f"{name}.png" for name in pictures)}
+    assert written == {str(one / name) for name in names}
+    assert all((one / name).stat().st_size > 1000 for name in names)
+    text = (one / "report.md").read_text()
+    links = [line for line in text.splitlines() if line.startswith("![")]
+    assert {line.rpartition("](")[2] for line in links} == {f"{name}.png)" for name in pictures}
+    assert printed.startswith(re.sub(r"\n\n!\[.*", "", text))
+    assert sorted(path.name for path in other.iterdir()) == ["results.jsonl"]
+    assert not list(one.glob("*.tmp"))
+
+
+def test_the_command_writes_where_it_is_told(tmp_path, capsys):
+    write_lines(tmp_path / "runs" / "results.jsonl", [result("none", 0), result("none", 1)])
+    out = tmp_path / "new" / "folder"
+    Report((tmp_path / "runs",), out)()
+    pictures = {f"{name}.png" for name in ("accuracy-time", "top1-epochs", "training-loss")}
+    names = {"report.html", "report.md", *pictures}
+    assert {path.name for path in out.iterdir()} == names
+    before = {name: (out / name).read_bytes() for name in names}
+    Report((tmp_path / "runs",), out)()
+    assert before == {name: (out / name).read_bytes() for name in names}

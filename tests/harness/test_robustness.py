@@ -14,7 +14,7 @@ from torch import nn
 
 from harness.commands.robustness import Robustness
 from harness.config import RunConfig, ScheduleConfig
-from harness.data import DataConfig
+from harness.data import DataConfig, fingerprint
 from harness.results import read_results
 from harness.robustness import (
     EPSILONS,
@@ -339,6 +339,7 @@ def test_a_run_that_cannot_be_measured_is_named_and_the_others_go_on(
 ):
     results = read_results(runs / "results.jsonl")
     spoil(checkpoint_path(RunConfig.from_identity(results[0]["config"], data_dir), runs))
+    fingerprint.cache_clear()  # a process of its own would not have read the folder before
     with pytest.raises(SystemExit) as stopped:
         Robustness(runs, data_dir, images=None)()
     assert stopped.value.code == 1

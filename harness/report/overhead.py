@@ -1,0 +1,96 @@
+"""What a step costs: the benchmarks' figures by setting and method."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report.read import Line
+from harness.report.settings import labels, own_settings, registry_order
+from harness.report.tables import NO_VALUE, Cell, Table, milliseconds
+
+_SETTING = ("model", "batch_size", "image_size", "channels_last", "device")
+_PARTS = ("saliency", "mixing")
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """The benchmarks of one model on one device."""
+
+    title: str
+    methods: dict[str, dict[str, Line]]
+    """By method, then by part: step, saliency, mixing."""
+
+    def ratios(self) -> dict[str, float]:
+        """A step's time to that of one without mixing, by method."""
+        ratios = {
+            method: parts.get("step", {}).get("ratio") for method, parts in self.methods.items()
+        }
+        return {method: ratio for method, ratio in ratios.items() if ratio is not None}
+
+    def shares(self, method: str) -> dict[str, float]:
+        """The parts of a method's step, each to the time of a step without mixing."""
+        parts = self.methods[method]
+        step = parts["step"]["milliseconds"] / parts["step"]["ratio"]
+        return {part: parts[part]["milliseconds"] / step for part in _PARTS if part in parts}
+
+
+def overheads(lines: list[Line]) -> list[Overhead]:
+    """Sorts the benchmarks by model, batch and device, then by method; the later of two counts."""
+    found: dict[str, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: registry_order(line["method"])):
+        found.setdefault(json.dumps(_setting(line)), []).append(line)
+    return [_overhead(lines) for lines in found.values()]
+
+
+def overhead_table(overhead: Overhead) -> Table:
+    """The cost of a step with each method, and of SAGE's parts."""
+    columns = {
+        "step / none's": ("step", "ratio", "{:.2f}".format),
+        "step, ms": ("step", "milliseconds", milliseconds),
+        "saliency, ms": ("saliency", "milliseconds", milliseconds),
+        "mixing, ms": ("mixing", "milliseconds", milliseconds),
+        "peak memory / none's": ("step", "peak_memory_ratio", "{:.2f}".format),
+    }
+    rows = [
+        [Cell(method), *(_cell(parts, *c) for c in columns.values())]
+        for method, parts in overhead.methods.items()
+    ]
+    note = (
+        "Ratios to a step without mixing: median of paired ratios; milliseconds: medians; saliency "
+        "and mixing are parts of the step, timed alone."
+    )
+    return Table(overhead.title, ["method", *columns], rows, note)
+
+
+def _cell(parts: dict[str, Line], part: str, name: str, text: Callable[[float], str]) -> Cell:
+    value = parts.get(part, {}).get(name)
+    return Cell(NO_VALUE if value is None else text(value))
+
+
+def _setting(line: Line) -> dict[str, Any]:
+    return {name: line[name] for name in _SETTING if name in line}
+
+
+def _overhead(lines: list[Line]) -> Overhead:
+    """Sorts the benchmarks of one setting by method, SAGE also by its own settings."""
+    names = [
+        (line["method"], own_settings(line["method"], line.get("mixing", {}))) for line in lines
+    ]
+    methods: dict[str, dict[str, Line]] = {}
+    for label, line in zip(labels(names), lines, strict=True):
+        methods.setdefault(label, {})[line["part"]] = line
+    return Overhead(_title(_setting(lines[0])), methods)
+
+
+def _title(shared: dict[str, Any]) -> str:
+    words = {
+        "model": "{}",
+        "batch_size": "batch of {}",
+        "image_size": "{0} × {0} pixels",
+        "device": "{}",
+    }
+    parts = [text.format(shared[name]) for name, text in words.items() if name in shared]
+    if shared.get("channels_last"):
+        parts.insert(-1, "channels last")
+    return ", ".join(parts)

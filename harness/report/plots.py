@@ -1,0 +1,133 @@
+"""The report's plots: what is drawn of a setting's runs and of the benchmarks."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from harness.report.drawing import Bar, Series, Styles, draw_bars, draw_curves, draw_points
+from harness.report.overhead import Overhead
+from harness.report.settings import Setting
+from harness.report.statistics import Spread
+from harness.report.style import Theme
+from harness.report.tables import KINDS, robustness_conditions, time_unit
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot that can be drawn in light and in dark."""
+
+    name: str
+    """File name less its ending."""
+    title: str
+    alt: str
+    """What it shows, in words."""
+    draw: Callable[[Theme], Figure]
+
+    def png(self, theme: Theme) -> bytes:
+        """Draws the plot in a theme's colours."""
+        file = io.BytesIO()
+        with mpl.rc_context(theme.settings):
+            self.draw(theme).savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
+
+
+def accuracy_pictures(setting: Setting, styles: Styles) -> list[Picture]:
+    """Accuracy against training time, and the learning curves."""
+    pictures = []
+    points = {}
+    for runs in setting.methods:
+        time, top1 = (
+            Spread.of([*runs.values(name).values()]) for name in ("train_seconds", "top1")
+        )
+        if time and top1 and math.isfinite(time.mean + top1.mean):
+            points[runs.label] = (time, top1)
+    if points:
+        unit, seconds = time_unit([time.mean for time, _ in points.values()])
+        points = {label: (time.scaled(1 / seconds), top1) for label, (time, top1) in points.items()}
+        pictures.append(
+            Picture(
+                "accuracy-time",
+                "Accuracy against training time",
+                _words(
+                    (label, f"{top1.mean:.1f} % in {time.mean:.1f} {unit}")
+                    for label, (time, top1) in points.items()
+                ),
+                partial(draw_points, points, styles, (f"training time, {unit}", "top-1, %")),
+            )
+        )
+    for measure, name, title, axis in (
+        ("train_loss", "training-loss", "Training loss", "training loss"),
+        ("top1", "top1-epochs", "Accuracy in the epochs that were measured", "top-1, %"),
+    ):
+        series = _histories(setting, measure)
+        if series:
+            pictures.append(_curves(name, title, series, styles, ("epoch", axis)))
+    return pictures
+
+
+def robustness_pictures(setting: Setting, styles: Styles) -> list[Picture]:
+    """Accuracy against strength, a picture for each kind; clean images have strength 0."""
+    conditions = robustness_conditions(setting)
+    clean = [condition for condition in conditions if condition[0] == "clean"]
+    pictures = []
+    for kind in dict.fromkeys(kind for kind, _ in conditions if kind != "clean"):
+        series: Series = {}
+        for runs in setting.methods:
+            for condition in (*clean, *(c for c in conditions if c[0] == kind)):
+                lines = runs.robustness.get(condition, {})
+                spread = Spread.of([line["top1"] for line in lines.values()])
+                if spread:
+                    strength = 0.0 if condition in clean else condition[1]
+                    series.setdefault(runs.label, {})[strength] = spread
+        title = f"Robustness: {kind}"
+        axes = (KINDS.get(kind, kind), "top-1, %")
+        name = re.sub(r"[^\w-]+", "-", f"robustness-{kind}")  # as a file may be called anywhere
+        pictures.append(_curves(name, title, series, styles, axes))
+    return pictures
+
+
+def overhead_picture(overhead: Overhead, styles: Styles) -> Picture | None:
+    """The ratio of a step's time to one without mixing; None if no step was timed."""
+    bars = [
+        Bar(method, ratio, overhead.shares(method)) for method, ratio in overhead.ratios().items()
+    ]
+    if not bars:
+        return None
+    axis = "time of a step / time without mixing"
+    return Picture(
+        "overhead",
+        "Cost of a step",
+        _words((bar.label, f"{bar.length:.2f} times") for bar in bars),
+        partial(draw_bars, bars, styles, axis),
+    )
+
+
+def _curves(
+    name: str, title: str, series: Series, styles: Styles, axes: tuple[str, str]
+) -> Picture:
+    alt = _words((label, f"{[*curve.values()][-1].mean:.2f}") for label, curve in series.items())
+    alt = f"{axes[1]} against {axes[0]}; at the end, {alt}"
+    return Picture(name, title, alt, partial(draw_curves, series, styles, axes))
+
+
+def _histories(setting: Setting, measure: str) -> Series:
+    """A measure after each epoch that has it, over the seeds."""
+    series: Series = {}
+    for runs in setting.methods:
+        histories = [run.get("history", []) for run in runs.results.values()]
+        for epoch in range(max(map(len, histories), default=0)):
+            lines = [history[epoch] for history in histories if epoch < len(history)]
+            spread = Spread.of([line[measure] for line in lines if measure in line])
+            if spread:
+                series.setdefault(runs.label, {})[epoch + 1] = spread
+    return series
+
+
+def _words(parts: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(f"{label}: {text}" for label, text in parts)

@@ -1,0 +1,96 @@
+"""The report's contents: a section for each setting, then one for the cost of a step."""
+
+from dataclasses import dataclass, field, replace
+
+from harness.report.drawing import Styles
+from harness.report.findings import findings
+from harness.report.overhead import overhead_table, overheads
+from harness.report.plots import (
+    Picture,
+    accuracy_pictures,
+    overhead_picture,
+    robustness_pictures,
+)
+from harness.report.read import Lines
+from harness.report.settings import Setting, settings
+from harness.report.style import styles
+from harness.report.tables import Table, accuracy_table, foreground_table, robustness_table
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table and the pictures that belong to it."""
+
+    table: Table
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What can be compared, under one heading."""
+
+    title: str
+    made_with: str
+    """Devices and versions of the runs; empty if not known."""
+    findings: list[str]
+    parts: list[Part]
+
+
+def sections(lines: Lines) -> list[Section]:
+    """Makes the whole report; a method looks the same in all of its plots."""
+    found, costs = settings(lines), overheads(lines.overhead)
+    labels = {runs.label for setting in found for runs in setting.methods}
+    looks = styles(labels.union(*(cost.methods for cost in costs)))
+    made = [_section(setting, looks) for setting in found]
+    if costs:
+        parts = []
+        for cost in costs:
+            picture = overhead_picture(cost, looks)
+            parts.append(Part(overhead_table(cost), [picture] if picture else []))
+        made.append(Section("Cost of a step", "", [], parts))
+    return _with_names_of_their_own(made)
+
+
+def _section(setting: Setting, looks: Styles) -> Section:
+    parts = []
+    if setting.trained():
+        parts.append(Part(accuracy_table(setting), accuracy_pictures(setting, looks)))
+    robustness = robustness_table(setting)
+    if robustness:
+        parts.append(Part(robustness, robustness_pictures(setting, looks)))
+    foreground = foreground_table(setting)
+    if foreground:
+        parts.append(Part(foreground))
+    return Section(setting.title, _made_with(setting), findings(setting), parts)
+
+
+def _made_with(setting: Setting) -> str:
+    runs = [run for methods in setting.methods for run in methods.results.values()]
+    words = []
+    for word, name in (("on", "device"), ("torch", "torch"), ("timm", "timm")):
+        values = sorted({str(run[name]) for run in runs if name in run})
+        if values:
+            words.append(f"{word} {' and '.join(values)}")
+    return ", ".join(words)
+
+
+def _with_names_of_their_own(made: list[Section]) -> list[Section]:
+    """Numbers the pictures whose name occurs more than once."""
+    names = [
+        picture.name for section in made for part in section.parts for picture in part.pictures
+    ]
+    counts = dict.fromkeys(names, 0)
+
+    def named(picture: Picture) -> Picture:
+        if names.count(picture.name) == 1:
+            return picture
+        counts[picture.name] += 1
+        return replace(picture, name=f"{picture.name}-{counts[picture.name]}")
+
+    return [
+        replace(
+            section,
+            parts=[replace(part, pictures=[*map(named, part.pictures)]) for part in section.parts],
+        )
+        for section in made
+    ]

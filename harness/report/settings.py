@@ -1,0 +1,157 @@
+"""Which runs can be compared: those of one setting, by method and seed."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.methods import METHODS
+from harness.report.read import Line, Lines
+
+_OF_SAGE = ("lambda_max", "update_ratio", "search", "search_fraction")
+_NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs")
+
+
+@dataclass
+class MethodRuns:
+    """The runs of one method in one setting; of SAGE, those with the same settings of its own."""
+
+    method: str
+    own: dict[str, Any]
+    """SAGE's own settings; empty for the other methods, which do not read them."""
+    label: str = ""
+    runs: dict[int, Line] = field(default_factory=dict)
+    """Runs that were asked for, by seed, as the other three."""
+    results: dict[int, Line] = field(default_factory=dict)
+    failures: dict[int, Line] = field(default_factory=dict)
+    foreground: dict[int, Line] = field(default_factory=dict)
+    robustness: dict[tuple[str, float], dict[int, Line]] = field(default_factory=dict)
+    """By kind and strength, then by seed."""
+
+    def values(self, measure: str) -> dict[int, float]:
+        """What the results hold of a measure, by seed."""
+        return {seed: run[measure] for seed, run in sorted(self.results.items()) if measure in run}
+
+    def seeds(self) -> set[int]:
+        """All seeds that the method was to be trained with."""
+        parts = (self.runs, self.results, self.failures)
+        return set().union(*parts, *self.robustness.values())
+
+
+@dataclass
+class Setting:
+    """Runs that share all settings but the method, the seed, and what only SAGE reads."""
+
+    config: dict[str, Any] | None
+    """What they share; None if the lines do not tell."""
+    methods: list[MethodRuns]
+    title: str = "What the mixes keep"
+
+    def trained(self) -> list[MethodRuns]:
+        """The methods that were to be trained; others are here for their mixes alone."""
+        return [runs for runs in self.methods if runs.seeds()]
+
+    def find(self, method: str) -> MethodRuns | None:
+        """The runs of a method, those of its first settings where SAGE has several."""
+        return next((runs for runs in self.trained() if runs.method == method), None)
+
+
+def settings(lines: Lines) -> list[Setting]:
+    """Sorts the lines by setting, method and seed; of two lines for one run, the later counts.
+
+    The methods come in the registry's order. SAGE with two values of a setting of its own makes
+    two rows, whose labels tell them apart, beside one row of each other method.
+    """
+    found: dict[str, Setting] = {}
+    for part in ("runs", "failures", "results", "foreground", "robustness"):
+        for line in getattr(lines, part):
+            runs = _place(found, line)
+            if part == "robustness":
+                condition = (line["kind"], line["strength"])
+                runs.robustness.setdefault(condition, {})[line["seed"]] = line
+            else:
+                getattr(runs, part)[line["seed"]] = line
+    for setting in found.values():
+        setting.methods.sort(key=lambda runs: registry_order(runs.method))
+        names = labels([(runs.method, runs.own) for runs in setting.methods])
+        for runs, label in zip(setting.methods, names, strict=True):
+            runs.label = label
+            runs.failures = {s: f for s, f in runs.failures.items() if s not in runs.results}
+    _name([setting for setting in found.values() if setting.config is not None])
+    return list(found.values())
+
+
+def registry_order(method: str) -> int:
+    """The method's place in the registry; those that it does not know come last."""
+    order = list(METHODS)
+    return order.index(method) if method in order else len(order)
+
+
+def own_settings(method: str, mixing: dict[str, Any]) -> dict[str, Any]:
+    """The mixing settings that a method reads and others do not: SAGE's own, or none."""
+    if not method.startswith("sage"):
+        return {}
+    return {name: value for name, value in mixing.items() if name in _OF_SAGE}
+
+
+def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Names methods, and where one occurs with several settings of its own, those that differ."""
+    found = []
+    for method, own in methods:
+        differing = _differing([settings for name, settings in methods if name == method])
+        found.append(", ".join((method, *(f"{n} {own[n]}" for n in differing if n in own))))
+    return found
+
+
+def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
+    """Finds the place of a line, or makes one."""
+    config = line.get("config")
+    own: dict[str, Any] = {}
+    if config is not None:
+        config = {k: v for k, v in config.items() if k not in ("method", "seed")}
+        mixing = config.get("mixing", {})
+        config["mixing"] = {k: v for k, v in mixing.items() if k not in _OF_SAGE}
+        own = own_settings(line["method"], mixing)
+    setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
+    for runs in setting.methods:
+        if (runs.method, runs.own) == (line["method"], own):
+            return runs
+    setting.methods.append(MethodRuns(line["method"], own))
+    return setting.methods[-1]
+
+
+def _name(found: list[Setting]) -> None:
+    """Gives each setting a title, with what tells it from the others."""
+    flat = [dict(_flat(setting.config)) for setting in found]
+    differing = [name for name in _differing(flat) if name not in _NAMED_IN_TITLE]
+    for setting, values in zip(found, flat, strict=True):
+        line = next((run for runs in setting.methods for run in runs.results.values()), {})
+        parts = (
+            ("{}", line.get("dataset", values.get("data.dataset"))),
+            ("{} training images", line.get("train_size", values.get("data.train_size"))),
+            ("{} to measure on", line.get("validation_size")),
+            ("{}", line.get("model", values.get("model"))),
+            ("{} epochs", line.get("epochs", values.get("schedule.epochs"))),
+        )
+        words = [text.format(value) for text, value in parts if value is not None]
+        words += [f"{name.split('.')[-1]} {values[name]}" for name in differing if name in values]
+        setting.title = ", ".join(words)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Names of the settings that not all have, or not all with the same value."""
+    names = dict.fromkeys(name for config in configs for name in config)
+    missing = object()
+    return [
+        name
+        for name in names
+        if any(config.get(name, missing) != configs[0].get(name, missing) for config in configs)
+    ]

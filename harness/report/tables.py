@@ -1,0 +1,255 @@
+"""The report's tables as data: what stands in each cell, and what the figures are."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from harness.report.settings import MethodRuns, Setting
+from harness.report.statistics import Difference, Spread
+
+REFERENCES = ("mixup", "cutmix")
+"""The methods that top-1 is compared with, seed by seed."""
+NO_VALUE = "-"
+KINDS = {
+    "clean": "clean",
+    "noise": "noise: standard deviation on pixels from 0 to 1",
+    "replacement": "replacement: share of the area",
+    "fgsm": "fgsm: ε in 1/255",
+    "pgd": "pgd: ε in 1/255",
+}
+"""The kinds of images that robustness is measured on, and what their strength is."""
+_MEASURES = {
+    "top1": ("top-1, %", max),
+    "top5": ("top-5, %", max),
+    "nll": ("NLL", min),
+    "ece": ("ECE, %", min),
+}
+_FOREGROUND = {
+    "foreground_kept_0": "of image 0, %",
+    "foreground_kept_1": "of image 1, %",
+    "foreground_kept_least": "the smaller of the two, %",
+}
+_TIME_UNITS = ((2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
+
+Best = Callable[[Sequence[float]], float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell's text; the best of its column is shown in bold."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header; the first cell of each row names the row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    note: str
+    """What the figures are."""
+    remarks: list[str] = field(default_factory=list)
+    """A line each: what went wrong."""
+
+
+def accuracy_table(setting: Setting) -> Table:
+    """Accuracy, likelihood, calibration and time of the runs, and the difference to the peers."""
+    methods = setting.trained()
+    measures = [name for name in _MEASURES if any(runs.values(name) for runs in methods)]
+    references = [name for name in REFERENCES if top1_of(setting, name)]
+    times = [Spread.of([*runs.values("train_seconds").values()]) for runs in methods]
+    unit, seconds = time_unit([time.mean for time in times if time])
+    columns = [
+        _trained_column(methods, [set(runs.results) for runs in methods]),
+        *(
+            _column(*_MEASURES[name], [[*runs.values(name).values()] for runs in methods])
+            for name in measures
+        ),
+        *(_difference_column(setting, name) for name in references),
+        _column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
+        ("step, ms", [Cell(_step(runs)) for runs in methods]),
+        _column(
+            f"training, {unit}",
+            None,
+            [[t / seconds for t in r.values("train_seconds").values()] for r in methods],
+            digits=1,
+        ),
+    ]
+    compared = "; less another method's: difference seed by seed (95 % interval of Student's t)"
+    note = (
+        "Each run's figure is the median of its last ten epochs (training loss: the last epoch); "
+        "mean ± sample standard deviation over seeds"
+        f"{compared if references else ''}; step: median over steps, epochs and runs."
+    )
+    remarks = [
+        f"{runs.label}, seed {seed}, failed: {failure['error']}"
+        for runs in methods
+        for seed, failure in sorted(runs.failures.items())
+    ]
+    return _table("Accuracy and time", methods, columns, note, remarks)
+
+
+def robustness_table(setting: Setting) -> Table | None:
+    """Top-1 under each corruption and attack; None if none was measured."""
+    conditions, methods = robustness_conditions(setting), setting.trained()
+    if not conditions:
+        return None
+    measured = [
+        [runs.robustness.get(condition, {}) for condition in conditions] for runs in methods
+    ]
+    columns = [
+        _trained_column(
+            methods,
+            [set.intersection(*map(set, row)) for row in measured],
+            [set().union(*row) for row in measured],
+        ),
+        *(
+            _column(
+                condition_name(*condition),
+                max,
+                [[line["top1"] for line in row[index].values()] for row in measured],
+            )
+            for index, condition in enumerate(conditions)
+        ),
+    ]
+    lines = [line for row in measured for condition in row for line in condition.values()]
+    images = {str(line["images"]) for line in lines if "images" in line}
+    kinds = dict.fromkeys(kind for kind, _ in conditions if kind != "clean")
+    parts = (
+        f"Top-1 in percent of the trained network{f' on {_or(images)} images' if images else ''}",
+        "mean ± sample standard deviation over seeds",
+        *(KINDS.get(kind, kind) for kind in kinds),
+    )
+    return _table("Robustness", methods, columns, f"{'; '.join(parts)}.")
+
+
+def foreground_table(setting: Setting) -> Table | None:
+    """The share of each image's foreground that the mixes keep; None if it was not measured."""
+    methods = [runs for runs in setting.methods if runs.foreground]
+    if not methods:
+        return None
+    lines = [runs.foreground for runs in methods]
+    expected = set().union(*lines)
+    columns = [
+        ("seeds", [Cell(_seeds(set(row), missing=expected - set(row))) for row in lines]),
+        *(
+            _column(
+                title, max, [[line[name] for line in row.values() if name in line] for row in lines]
+            )
+            for name, title in _FOREGROUND.items()
+        ),
+    ]
+    pairs = {str(line["pairs"]) for row in lines for line in row.values() if "pairs" in line}
+    note = (
+        "Percent of the contrast of the foreground that survives the mixing, mean over "
+        f"{_or(pairs) + ' ' if pairs else ''}pairs; mean ± sample standard deviation over seeds."
+    )
+    return _table("Foreground kept", methods, columns, note)
+
+
+def robustness_conditions(setting: Setting) -> list[tuple[str, float]]:
+    """All kinds and strengths that any run was measured with, in the tables' order."""
+    order = list(KINDS)
+    return sorted(
+        {condition for runs in setting.methods for condition in runs.robustness},
+        key=lambda c: (order.index(c[0]) if c[0] in order else len(order), *c),
+    )
+
+
+def condition_name(kind: str, strength: float) -> str:
+    """Names a corruption or attack with its strength."""
+    if kind == "clean":
+        return kind
+    return f"{kind} {strength:g}{'/255' if kind in ('fgsm', 'pgd') else ''}"
+
+
+def top1_of(setting: Setting, method: str) -> dict[int, float]:
+    """Top-1 of a method by seed; empty if there is no run of it."""
+    runs = setting.find(method)
+    return runs.values("top1") if runs else {}
+
+
+def time_unit(times: Sequence[float]) -> tuple[str, int]:
+    """Chooses a unit for some times in seconds, and says how many seconds it has."""
+    longest = max(filter(math.isfinite, times), default=0)
+    return next((unit, seconds) for least, seconds, unit in _TIME_UNITS if longest >= least)
+
+
+def milliseconds(value: float) -> str:
+    """Writes a time with three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(
+    title: str,
+    methods: list[MethodRuns],
+    columns: list[tuple[str, list[Cell]]],
+    note: str,
+    remarks: list[str] | None = None,
+) -> Table:
+    rows = [
+        [Cell(runs.label), *(cells[row] for _, cells in columns)]
+        for row, runs in enumerate(methods)
+    ]
+    return Table(title, ["method", *(name for name, _ in columns)], rows, note, remarks or [])
+
+
+def _trained_column(
+    methods: list[MethodRuns], done: list[set[int]], begun: list[set[int]] | None = None
+) -> tuple[str, list[Cell]]:
+    """Makes the column of the seeds: a seed of one method should be there for every method."""
+    expected = set().union(*(runs.seeds() for runs in methods))
+    cells = []
+    for runs, whole, some in zip(methods, done, begun or done, strict=True):
+        failed = set(runs.failures)
+        cells.append(Cell(_seeds(whole, some - whole, failed, expected - some - failed)))
+    return "seeds", cells
+
+
+def _seeds(
+    done: Collection[int],
+    in_part: Collection[int] = (),
+    failed: Collection[int] = (),
+    missing: Collection[int] = (),
+) -> str:
+    parts = (("", done), ("in part ", in_part), ("failed ", failed), ("missing ", missing))
+    return ", ".join(
+        word + " ".join(str(seed) for seed in sorted(seeds)) for word, seeds in parts if seeds
+    )
+
+
+def _column(
+    title: str, best: Best | None, values: list[list[float]], digits: int = 2
+) -> tuple[str, list[Cell]]:
+    """Makes a column of means and spreads; ``best`` picks the mean that is shown in bold."""
+    spreads = [Spread.of(of_one) for of_one in values]
+    means = [round(s.mean, digits) for s in spreads if s and math.isfinite(s.mean)]
+    top = best(means) if best and len(means) > 1 else None
+    return title, [
+        Cell(s.text(digits), round(s.mean, digits) == top) if s else Cell(NO_VALUE) for s in spreads
+    ]
+
+
+def _difference_column(setting: Setting, reference: str) -> tuple[str, list[Cell]]:
+    other = top1_of(setting, reference)
+    differences = [
+        None if runs.method == reference else Difference.of(runs.values("top1"), other)
+        for runs in setting.trained()
+    ]
+    return (
+        f"top-1 less {reference}'s, points",
+        [Cell(difference.text() if difference else NO_VALUE) for difference in differences],
+    )
+
+
+def _step(runs: MethodRuns) -> str:
+    steps = runs.values("step_ms").values()
+    return milliseconds(median(steps)) if steps else NO_VALUE
+
+
+def _or(values: set[str]) -> str:
+    return " or ".join(sorted(values))

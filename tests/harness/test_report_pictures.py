@@ -1,0 +1,171 @@
+import io
+import itertools
+import math
+from collections import Counter
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.report.drawing import Bar, draw_bars, draw_points
+from harness.report.overhead import overheads
+from harness.report.plots import accuracy_pictures, overhead_picture, robustness_pictures
+from harness.report.read import Lines
+from harness.report.settings import settings
+from harness.report.statistics import Spread
+from harness.report.style import DARK, LIGHT, styles
+from tests.report_inputs import METHODS, benchmark, result, robustness
+
+STYLES = styles(METHODS)
+
+
+def luminance(colour):
+    """Relative luminance, as WCAG 2 has it."""
+    channels = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def draw(picture, theme=LIGHT):
+    """The figure and its only axes."""
+    with mpl.rc_context(theme.settings):
+        figure = picture.draw(theme)
+    (axes,) = figure.axes
+    return figure, axes
+
+
+def by_colour(lines):
+    """Of some lines, those that are curves, by colour."""
+    return {line.get_color(): line for line in lines if line.get_linestyle() != "None"}
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_methods_can_be_told_apart(theme):
+    labels = [*METHODS, "new", "newer", "sage, lambda_max 0.5", "sage, lambda_max 1.0"]
+    looks = styles(labels)
+    lines = [looks[label].lines(theme) for label in labels]
+    for first, second in itertools.combinations(lines, 2):
+        different = {key for key in ("color", "linestyle", "marker") if first[key] != second[key]}
+        assert different & {"color", "linestyle"}
+        assert different & {"color", "marker"}
+    ground = luminance(theme.settings["axes.facecolor"])
+    for line in lines:
+        low, high = sorted((ground, luminance(line["color"])))
+        assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_a_method_looks_the_same_whatever_else_is_there():
+    assert {label: styles(["sage", "aa"])[label] for label in METHODS} == {
+        label: STYLES[label] for label in METHODS
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_crowded_points_do_not_overlap(seed):
+    random = np.random.default_rng(seed)
+    times, accuracies = random.normal(10, 0.5, 11), random.normal(50, 1, 11)
+    points = {
+        label: (Spread(time, 0.2), Spread(accuracy, 0.3))
+        for label, time, accuracy in zip(METHODS, times, accuracies, strict=True)
+    }
+    with mpl.rc_context(LIGHT.settings):
+        figure = draw_points(points, STYLES, ("time, s", "top-1, %"), LIGHT)
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text()]
+    assert Counter(text.get_text().replace("\n", " ") for text in texts) == Counter(METHODS)
+    boxes = [text.get_window_extent() for text in texts]
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+    for box in boxes:
+        assert axes.bbox.x0 <= box.x0
+        assert box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0
+        assert box.y1 <= axes.bbox.y1
+
+
+def test_accuracy_against_time_has_a_point_a_method():
+    lines = [result("none", seed, 50.0 + seed, train_seconds=60.0 + seed) for seed in (0, 2)]
+    lines += [result("sage", 0, 55.0, train_seconds=200.0), result("mixup", 0, math.nan)]
+    (setting,) = settings(Lines(results=lines))
+    picture = accuracy_pictures(setting, STYLES)[0]
+    assert picture.alt == "none: 51.0 % in 1.0 min; sage: 55.0 % in 3.3 min"
+    _, axes = draw(picture)
+    points = [line.get_xydata()[0] for line in axes.lines if line.get_marker() in "o*"]
+    np.testing.assert_allclose(points, [(61 / 60, 51.0), (200 / 60, 55.0)])
+
+
+def test_learning_curves_are_means_over_the_seeds():
+    lines = [result("none", seed) for seed in (0, 1)]
+    for line in lines:
+        for index, epoch in enumerate(line["history"]):
+            epoch["train_loss"] = index + 3.0 * line["seed"]
+            if "top1" in epoch:
+                epoch["top1"] = 2.0 * index + line["seed"]
+    (setting,) = settings(Lines(results=lines))
+    loss, top1 = (draw(picture)[1].lines[0] for picture in accuracy_pictures(setting, STYLES)[1:])
+    assert [*loss.get_xdata()] == [*range(1, 41)]
+    np.testing.assert_allclose(loss.get_ydata(), np.arange(40) + 1.5)
+    assert [*top1.get_xdata()] == [*range(31, 41)]
+    np.testing.assert_allclose(top1.get_ydata(), 2.0 * np.arange(30, 40) + 0.5)
+
+
+def test_robustness_curves_start_at_the_clean_accuracy():
+    lines = [
+        robustness(method, seed, kind, strength, top1 + seed - 100 * strength)
+        for method, top1 in (("none", 50.0), ("sage", 60.0))
+        for seed in (0, 2)
+        for kind, strength in (("noise", 0.2), ("clean", 0.0), ("noise", 0.1), ("pgd", 8.0))
+    ]
+    (setting,) = settings(Lines(results=[result("none", 0)], robustness=lines))
+    noise, pgd = robustness_pictures(setting, STYLES)
+    assert (noise.name, pgd.name) == ("robustness-noise", "robustness-pgd")
+    curves = by_colour(draw(noise)[1].lines)
+    for method, top1 in (("none", 51.0), ("sage", 61.0)):
+        curve = curves[STYLES[method].lines(LIGHT)["color"]]
+        expected = [(0, top1), (0.1, top1 - 10), (0.2, top1 - 20)]
+        np.testing.assert_allclose(curve.get_xydata(), expected)
+
+
+def test_bars_show_the_ratio_and_the_parts():
+    (cost,) = overheads(
+        [
+            line["extra_info"]
+            for line in (
+                benchmark("sage", "mixing", 20.0),
+                benchmark("sage", "step", 160.0, 2.0),
+                benchmark("sage", "saliency", 48.0),
+                benchmark("none", "step", 77.0, 1.0),
+                benchmark("mixup", "mixing", 1.0),
+            )
+        ]
+    )
+    _, axes = draw(overhead_picture(cost, STYLES))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["none", "sage"]
+    # A step without mixing took 160 / 2 = 80 ms beside SAGE's: 48 are 0.6 of it, 20 are 0.25.
+    parts = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    np.testing.assert_allclose(parts, [(0, 1), (0, 1.15), (1.15, 0.6), (1.75, 0.25)], atol=1e-9)
+    assert [text.get_text() for text in axes.texts] == ["1.00", "2.00"]
+
+
+def test_a_picture_is_a_png_in_the_colours_of_its_theme():
+    (cost,) = overheads([benchmark("sage", "step", 160.0, 2.0)["extra_info"]])
+    picture = overhead_picture(cost, STYLES)
+    for theme in (LIGHT, DARK):
+        png = picture.png(theme)
+        assert png == picture.png(theme)
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.format == "PNG"
+            pixels = Counter(image.convert("RGB").get_flattened_data())
+        wanted = [mpl.colors.to_rgb(c) for c in (theme.settings["figure.facecolor"], theme.sage)]
+        expected = {tuple(round(255 * channel) for channel in colour) for colour in wanted}
+        assert {colour for colour, _ in pixels.most_common(2)} == expected
+
+
+def test_a_label_is_no_formula():
+    looks = styles(["$x_1$"])
+    with mpl.rc_context(LIGHT.settings):
+        figure = draw_bars([Bar("$x_1$", 1.5, {})], looks, "ratio", LIGHT)
+        figure.savefig(io.BytesIO())
+    (label,) = figure.axes[0].get_yticklabels()
+    assert not label.get_parse_math()
