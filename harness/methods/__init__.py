@@ -1,16 +1,19 @@
-"""The mixing methods, one file each; importing a file puts its methods into the registry."""
+"""The mixing methods, one file each; importing a file puts its methods into the registry.
+
+They stand in tables in the order of this list.
+"""
 
 from harness.methods import (  # noqa: F401
-    comixup,
-    cutmix,
-    manifold,
-    mixup,
-    mixup_cutmix,
     none,
+    mixup,
+    cutmix,
+    mixup_cutmix,
+    manifold,
+    saliencymix,
     puzzlemix,
+    comixup,
     sage,
     sage_ablations,
-    saliencymix,
 )
 from harness.methods.base import METHODS, REQUIRES
 
