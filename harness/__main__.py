@@ -5,6 +5,7 @@ import sys
 import tyro
 
 from harness.commands.gallery import Gallery
+from harness.commands.overhead import Overhead
 from harness.commands.report import Report
 from harness.commands.train import Train
 
@@ -16,6 +17,7 @@ def main() -> None:
             "train": Train,
             "report": Report,
             "gallery": Gallery,
+            "overhead": Overhead,
         },
         prog="python -m harness",
     )
