@@ -4,6 +4,7 @@ import sys
 
 import tyro
 
+from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
 from harness.commands.overhead import Overhead
 from harness.commands.report import Report
@@ -18,6 +19,7 @@ def main() -> None:
             "report": Report,
             "gallery": Gallery,
             "overhead": Overhead,
+            "foreground": Foreground,
         },
         prog="python -m harness",
     )

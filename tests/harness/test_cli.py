@@ -13,7 +13,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", ["train", "report", "gallery", "overhead"])
+@pytest.mark.parametrize("command", ["train", "report", "gallery", "overhead", "foreground"])
 def test_help_has_examples(command):
     result = run(command, "--help")
     assert result.returncode == 0
