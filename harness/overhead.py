@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -14,8 +14,8 @@ from tqdm import tqdm
 import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.step import SaliencyClock, TrainingStep, make_clock
 from harness.train import device_name
+from harness.training_step import SaliencyClock, TrainingStep, make_clock
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
 _LEAST_IMAGE_SIZE = 8  # the glyphs'
@@ -74,7 +74,14 @@ class OverheadConfig:
             raise ValueError(f"device={self.device!r} is not there: {error}") from error
 
 
-def measure_overhead(config: OverheadConfig, out: Path) -> bool:
+class Outcome(NamedTuple):
+    """Whether every benchmark passed, and whether any did, so that there is a new file."""
+
+    all_passed: bool
+    written: bool
+
+
+def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
     """Runs the benchmarks in this process, and writes ``overhead.json``, pytest-benchmark's format.
 
     What is measured, and how, says :mod:`harness.overhead_benchmarks`. A benchmark that fails
@@ -82,10 +89,7 @@ def measure_overhead(config: OverheadConfig, out: Path) -> bool:
 
     Args:
         config: What to measure.
-        out: Folder of ``overhead.json``, which is replaced.
-
-    Returns:
-        Whether every benchmark passed.
+        out: Folder of ``overhead.json``, which is replaced, unless every benchmark fails.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -111,11 +115,12 @@ def measure_overhead(config: OverheadConfig, out: Path) -> bool:
             raise KeyboardInterrupt
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"pytest ended with exit code {int(code)}")
-        if unfinished.exists() and unfinished.stat().st_size:  # there is none if all failed
+        written = unfinished.exists() and unfinished.stat().st_size > 0
+        if written:
             os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return code == pytest.ExitCode.OK
+    return Outcome(code == pytest.ExitCode.OK, written)
 
 
 def table(path: Path) -> str:

@@ -34,10 +34,10 @@ class Overhead(OverheadConfig):
     """Folder for overhead.json."""
 
     def __call__(self) -> None:
-        passed = measure_overhead(self, self.out)
-        path = self.out / "overhead.json"
-        if path.exists():
+        outcome = measure_overhead(self, self.out)
+        if outcome.written:
+            path = self.out / "overhead.json"
             print(table(path))
             print(f"results: {path}")
-        if not passed:
+        if not outcome.all_passed:
             sys.exit(1)
