@@ -115,7 +115,7 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
             raise KeyboardInterrupt
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"pytest ended with exit code {int(code)}")
-        written = unfinished.exists() and unfinished.stat().st_size > 0
+        written = unfinished.exists() and bool(_benchmarks(unfinished))
         if written:
             os.replace(unfinished, path)
     finally:
@@ -125,8 +125,8 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
 
 def table(path: Path) -> str:
     """Makes one Markdown table of an ``overhead.json``: the milliseconds and the ratios."""
-    benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(b["extra_info"]) for b in benchmarks)]
+    facts = [benchmark["extra_info"] for benchmark in _benchmarks(path)]
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(line) for line in facts)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -215,6 +215,11 @@ class _Asked:
 def is_sage(method: str) -> bool:
     """Tells whether a method is SAGE, whole or with a part taken out."""
     return method.split("-")[0] == "sage"
+
+
+def _benchmarks(path: Path) -> list[dict[str, Any]]:
+    benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    return benchmarks
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:

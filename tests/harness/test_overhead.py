@@ -169,11 +169,12 @@ class TestRatio:
         assert len(set(rounds)) == 3
 
     @pytest.mark.filterwarnings("ignore:Not saving anything")
-    def test_all_failing_leaves_an_earlier_file_alone(self, monkeypatch, clock, tmp_path):
-        def build(config, model, loss_fn, classes):
+    @pytest.mark.parametrize("when", ["made", "called"])
+    def test_all_failing_leaves_an_earlier_file_alone(self, monkeypatch, clock, tmp_path, when):
+        def fail(*_):
             raise ImportError("slow needs a module")
 
-        monkeypatch.setitem(METHODS, "slow", build)
+        monkeypatch.setitem(METHODS, "slow", fail if when == "made" else lambda *_: fail)
         (tmp_path / "overhead.json").write_text("earlier")
         assert measure_overhead(self.config(2), tmp_path) == (False, False)
         assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
