@@ -6,7 +6,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
+from harness.commands.overhead import Overhead
 from harness.commands.report import Report
 from harness.commands.robustness import Robustness
 from harness.commands.settings import preset_of
@@ -19,6 +21,8 @@ def main() -> None:
         command = tyro.cli(
             Annotated[Train, subcommand("train", default=preset_of(Train))]
             | Annotated[Robustness, subcommand("robustness")]
+            | Annotated[Overhead, subcommand("overhead")]
+            | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
             | Annotated[Report, subcommand("report")]
             | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
             prog="python -m harness",

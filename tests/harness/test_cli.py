@@ -13,7 +13,9 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", ["train", "robustness", "report", "gallery"])
+@pytest.mark.parametrize(
+    "command", ["train", "robustness", "overhead", "foreground", "report", "gallery"]
+)
 def test_help_has_examples(command):
     result = run(command, "--help")
     assert result.returncode == 0
@@ -24,6 +26,4 @@ def test_help_has_examples(command):
 def test_bad_input_ends_with_one_line_and_no_traceback(tmp_path):
     result = run("train", "--methods", "cutout", "--out", str(tmp_path))
     assert result.returncode == 2
-    assert re.fullmatch(
-        r"harness: method must be one of none, .*, got 'cutout'\n", result.stderr
-    )
+    assert re.fullmatch(r"harness: method must be one of none, .*, got 'cutout'\n", result.stderr)

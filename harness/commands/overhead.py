@@ -1,0 +1,43 @@
+"""``python -m harness overhead``."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from harness.methods.base import MethodConfig
+from harness.overhead import OverheadConfig, measure_overhead, table
+
+
+@dataclass(frozen=True)
+class Overhead(OverheadConfig):
+    r"""Measure what a training step costs with each method, as a ratio to a step without mixing.
+
+    Also the mixing alone, for SAGE apart from its saliency pass, and the peak memory. Writes
+    OUT/overhead.json, which pytest-benchmark compare reads. A method that fails leaves the others
+    measured; the exit code is 1 then.
+
+    Usage examples:
+
+      python -m harness overhead --methods none mixup cutmix puzzlemix sage
+
+      python -m harness overhead --models preactresnet18_cifar resnet50 --batch-sizes 128 256 \
+        --image-sizes 32 64 --channels-last --device cuda
+
+      pytest-benchmark compare runs/overhead.json other/overhead.json
+    """
+
+    mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
+    out: Path = Path("runs")
+    """Folder for overhead.json."""
+
+    def __call__(self) -> None:
+        outcome = measure_overhead(self, self.out)
+        if outcome.written:
+            path = self.out / "overhead.json"
+            print(table(path))
+            print(f"results: {path}")
+        if not outcome.all_passed:
+            sys.exit(1)

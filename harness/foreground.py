@@ -1,0 +1,265 @@
+"""How much of both foregrounds survives in a mix: SAGE's claim, as a number.
+
+A glyph's image is ``background + mask * (colour - background)``: its second term is the contrast of
+the character to what is behind it, and the mask is known. Every method that mixes images gives each
+pixel of the mix a weighted sum of pixels of the batch, with weights that do not depend on the
+pixels once the method has decided; so the mix is the mix of the backgrounds plus the mix of the
+contrasts. What is measured is the share of a foreground's mask that the mix takes over, the sum of
+the mixed mask over the sum of the mask. It is λ for plain mixup, and for CutMix the share of the
+character outside of the box. Where two foregrounds meet in one pixel, both count.
+
+The masks go through the very same call as the images, as tangents of forward-mode differentiation:
+the derivative of a mix in the direction of the masks is the mix of the masks. No method
+differentiates its saliency, so that takes no part in it.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import random_seed
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from tqdm import tqdm
+
+from harness.config import RunConfig
+from harness.glyphs import CLASSES, Glyphs
+from harness.methods import METHODS, REQUIRES, Mix
+from harness.results import append_result, read_results
+from harness.train import device_name, load_model
+
+MEASURES = (
+    "foreground_kept_0",
+    "foreground_kept_1",
+    "foreground_kept_least",
+    "label_weight",
+)
+_HIDDEN = ("manifold",)  # mixes hidden layers: its mix has no pixels
+_IMAGES = 2_000
+_BATCH = 20  # a method draws one weight for a batch: in small ones, many weights are drawn
+_MOST_BATCHES = 100_000
+_CHANNELS = 3
+_NORMAL_95 = 1.96
+
+
+def measurable_methods() -> tuple[str, ...]:
+    """Names the methods that mix images, less those that need a module that is not installed."""
+    return tuple(
+        name
+        for name in METHODS
+        if name not in _HIDDEN and (name not in REQUIRES or find_spec(REQUIRES[name]))
+    )
+
+
+def measure_foreground(
+    config: RunConfig, methods: Sequence[str], out: Path, pairs: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Measures how much of the foregrounds each method keeps, and appends what is not there yet.
+
+    Each image of a batch of validation glyphs is mixed with its partner, with the saliency of the
+    run's network in training mode. All methods see the same batches, and those that draw alike
+    (timm's Mixup and what follows its order of draws) the same weights.
+
+    Args:
+        config: The run whose network, seed and mixing settings are taken.
+        methods: The methods to measure.
+        out: The run's folder; the lines go to its ``foreground.jsonl``.
+        pairs: The number of mixes, a multiple of 20.
+        device: Where to compute.
+
+    Returns:
+        The methods' lines. In percent, and means over the mixes: ``foreground_kept_0`` and
+        ``foreground_kept_1``, the shares that are kept of a mix's main image and of its partner;
+        ``foreground_kept_least``, the smaller of the two; ``label_weight``, that of image 0.
+        ``standard_error`` holds theirs, over the batches.
+
+    Raises:
+        ImportError: If a method needs a module that is not installed.
+        ValueError: If a setting does not fit, or the run has no checkpoint in ``out``.
+    """
+    _check(config, methods, pairs)
+    path = out / "foreground.jsonl"
+    identity = config.identity()
+    lines = []
+    for method in methods:
+        key = {
+            "method": method,
+            "seed": config.seed,
+            "pairs": pairs,
+            "mixing": identity["mixing"],
+            "config": identity,
+        }
+        line = next((line for line in read_results(path) if key.items() <= line.items()), None)
+        if line is None:
+            line = {**key, **_measure(config, method, out, pairs, device)}
+            append_result(path, line)
+        lines.append(line)
+    return lines
+
+
+def foreground_kept(
+    mix: Mix, images: Tensor, masks: Tensor, targets: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Measures how much of its two main images' foregrounds each mix of a batch keeps.
+
+    Args:
+        mix: The method, without label smoothing.
+        images: ``[B, 3, H, W]``.
+        masks: Foregrounds ``[B, H, W]``, in [0, 1].
+        targets: ``[B]``, each image of another class, so that the mixed targets tell which images
+            are in a mix.
+        seed: Draws all that the method draws.
+
+    Returns:
+        The kept shares ``[B, 2]`` in [0, 1] of image 0 (the one in the mix's own place, if it is
+        one of the two of most weight) and of image 1; and their label weights ``[B, 2]``.
+
+    Raises:
+        ValueError: If two images are of one class, or the method does not mix by differentiable
+            operations.
+    """
+    count = len(images)
+    if len(targets.unique()) < count:
+        raise ValueError(f"targets must all differ, got {targets.tolist()}")
+    # Most methods mix the batch with its reverse, so that two colours are enough.
+    colours = (torch.arange(count, device=images.device) >= count / 2).long()
+    of_colour, weights = _mixed_masks(mix, images, masks, targets, colours, seed)
+    together = (weights > 0).mT.float() @ (weights > 0).float() > 0
+    if (together & (colours == colours[:, None])).triu(1).any():
+        colours = torch.tensor(_colours(together), device=images.device)
+        of_colour, weights = _mixed_masks(mix, images, masks, targets, colours, seed)
+    kept = of_colour[:, colours] / masks.double().sum(dim=(1, 2))
+    kept = kept * (weights > 0)  # another image of the same colour is no part of this one
+    main = _main_images(weights)
+    return kept.gather(1, main), weights.double().gather(1, main)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Makes a Markdown table of the lines: means in percent, and their 95 % intervals."""
+    header = ("method", "seed", "pairs", "foreground 0 kept, %", "foreground 1 kept, %")
+    header += ("the lesser of the two, %", "label weight of image 0, %")
+    rows = [header, ("---",) * len(header)]
+    for line in lines:
+        figures = (
+            f"{line[name]:.1f} ± {_NORMAL_95 * line['standard_error'][name]:.1f}"
+            for name in MEASURES
+        )
+        rows.append((line["method"], str(line["seed"]), str(line["pairs"]), *figures))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
+    if config.data.dataset != "glyphs":
+        raise ValueError(
+            f"dataset must be glyphs, whose foregrounds are known, got {config.data.dataset!r}"
+        )
+    for method in methods:
+        if method in _HIDDEN:
+            raise ValueError(f"{method} mixes hidden layers, so no foreground can be followed")
+        replace(config, method=method)
+    if pairs % _BATCH or not 2 * _BATCH <= pairs <= _MOST_BATCHES * _BATCH:
+        raise ValueError(
+            f"pairs must be a multiple of {_BATCH}, at least {2 * _BATCH}, got {pairs}"
+        )
+
+
+def _measure(
+    config: RunConfig, method: str, out: Path, pairs: int, device: torch.device
+) -> dict[str, Any]:
+    model = load_model(config, out, len(CLASSES), device)
+    model.train()
+    # The first changes labels only, the second the step after the mix: neither the mix itself.
+    mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
+    mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), len(CLASSES))
+    glyphs = _glyphs(config.data.image_size)
+    normalised = _normalised(glyphs.images, model)
+    batches = []
+    for number in tqdm(range(pairs // _BATCH), desc=method, leave=False, disable=None):
+        chosen = _draw_batch(glyphs, config.seed, number)
+        images, masks, targets = (
+            torch.as_tensor(values)[chosen].to(device)
+            for values in (normalised, glyphs.masks, glyphs.targets)
+        )
+        seed = config.seed * _MOST_BATCHES + number
+        kept, weights = foreground_kept(mix, images, masks.float() / 255, targets, seed)
+        figures = (kept[:, 0], kept[:, 1], kept.amin(dim=1), weights[:, 0])
+        batches.append([100 * figure.mean().item() for figure in figures])
+    means = np.mean(batches, axis=0)
+    errors = np.std(batches, axis=0, ddof=1) / math.sqrt(len(batches))
+    return {
+        **dict(zip(MEASURES, means.tolist(), strict=True)),
+        "standard_error": dict(zip(MEASURES, errors.tolist(), strict=True)),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+@cache
+def _glyphs(image_size: int) -> Glyphs:
+    return Glyphs("validation", _IMAGES, image_size, seed=0)
+
+
+def _normalised(images: NDArray[np.uint8], model: nn.Module) -> Tensor:
+    data_config = resolve_data_config({}, model=model)
+    mean, std = (torch.tensor(data_config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def _draw_batch(glyphs: Glyphs, seed: int, number: int) -> Tensor:
+    """Draws images of classes that all differ; the classes stand in turn."""
+    random = np.random.default_rng([seed, number])
+    classes = random.choice(len(CLASSES), _BATCH, replace=False)
+    each = random.integers(len(glyphs) // len(CLASSES), size=_BATCH)
+    return torch.from_numpy(classes + len(CLASSES) * each)
+
+
+def _colours(together: Tensor) -> list[int]:
+    """Colours images so that no two that are ``together [B, B]`` in a mix have the same colour."""
+    colours: list[int] = []
+    for row in together.tolist():
+        taken = {colour for colour, meet in zip(colours, row, strict=False) if meet}
+        colours.append(next(c for c in itertools.count() if c not in taken))
+    return colours
+
+
+def _mixed_masks(
+    mix: Mix, images: Tensor, masks: Tensor, targets: Tensor, colours: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Sums the masks of each colour in each mix, ``[B, colours]``, and reads the label weights."""
+    sums = []
+    for first in range(0, int(colours.max()) + 1, _CHANNELS):
+        channels = torch.arange(first, first + _CHANNELS, device=images.device)
+        marks = (colours[:, None] == channels)[:, :, None, None] * masks[:, None]
+        random_seed(seed)
+        with forward_ad.dual_level():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own first use
+                dual = forward_ad.make_dual(images.clone(), marks.to(images))
+            mixed, soft_targets = mix(dual, targets)
+            tangent = forward_ad.unpack_dual(mixed).tangent
+            if tangent is None:
+                raise ValueError("the method does not mix images by differentiable operations")
+            sums.append(tangent.double().sum(dim=(2, 3)))
+    return torch.cat(sums, dim=1), soft_targets[:, targets]
+
+
+def _main_images(weights: Tensor) -> Tensor:
+    """The two images of most weight in each mix, ``[B, 2]``, the one in its own place first."""
+    own = torch.arange(len(weights), device=weights.device)[:, None]
+    # Where nothing else has a weight, the own image must still be one of the two.
+    preferred = weights + torch.finfo(weights.dtype).tiny * (own == own.mT)
+    main = preferred.topk(2).indices
+    return torch.where(main[:, 1:] == own, main.flip(1), main)

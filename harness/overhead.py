@@ -1,0 +1,237 @@
+"""What a training step costs with each method: runs the benchmarks, and shows their ratios."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from tqdm import tqdm
+
+import harness.models  # noqa: F401  (registers the networks with timm)
+from harness.methods import METHODS
+from harness.methods.base import MethodConfig
+from harness.train import device_name
+from harness.training_step import SaliencyClock, TrainingStep, make_clock
+
+_BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
+_LEAST_IMAGE_SIZE = 8  # the glyphs'
+_COLUMNS = ("part", "network", "batch", "method", "ms", "ratio to none", "memory ratio")
+
+
+@dataclass(frozen=True)
+class OverheadConfig:
+    """Every method is measured with every network, batch size and image size."""
+
+    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    """Methods to measure; any that the train command knows."""
+    models: tuple[str, ...] = ("preactresnet8_cifar",)
+    """Networks, by their name in timm."""
+    batch_sizes: tuple[int, ...] = (100,)
+    """Images in a batch."""
+    image_sizes: tuple[int, ...] = (32,)
+    """Heights and widths in pixels."""
+    classes: int = 100
+    """The number of classes."""
+    rounds: int = 60
+    """How often each thing is timed; every random draw of a method comes three times."""
+    channels_last: bool = False
+    """Lay images and weights out with channels last."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    mixing: MethodConfig = field(default_factory=MethodConfig)
+
+    def check(self) -> None:
+        """Checks what can be checked before anything is measured.
+
+        Raises:
+            ValueError: If a setting is unknown or out of its range.
+        """
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+        for model in self.models:
+            if not timm.is_model(model):
+                raise ValueError(f"models must be of timm.list_models(), got {model!r}")
+        for size in self.batch_sizes:
+            if size < 2 or size % 2:
+                raise ValueError(
+                    f"batch_sizes must be even, since timm's Mixup mixes pairs, got {size}"
+                )
+        for name, values, least in (
+            ("image_sizes", self.image_sizes, _LEAST_IMAGE_SIZE),
+            ("classes", (self.classes,), 2),
+            ("rounds", (self.rounds,), 1),
+        ):
+            if min(values) < least:
+                raise ValueError(f"{name} must be at least {least}, got {min(values)}")
+        try:
+            torch.empty(0, device=self.device)
+        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+            raise ValueError(f"device={self.device!r} is not there: {error}") from error
+
+
+class Outcome(NamedTuple):
+    """Whether every benchmark passed, and whether any did, so that there is a new file."""
+
+    all_passed: bool
+    written: bool
+
+
+def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
+    """Runs the benchmarks in this process, and writes ``overhead.json``, pytest-benchmark's format.
+
+    What is measured, and how, says :mod:`harness.overhead_benchmarks`. A benchmark that fails
+    leaves the others alone.
+
+    Args:
+        config: What to measure.
+        out: Folder of ``overhead.json``, which is replaced, unless every benchmark fails.
+
+    Raises:
+        ValueError: If a setting does not fit.
+        RuntimeError: If pytest itself fails.
+    """
+    config.check()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "overhead.json"
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        code = pytest.main(
+            [
+                str(_BENCHMARKS),
+                *("-c", os.devnull, f"--rootdir={_BENCHMARKS.parent}", "-p", "no:cacheprovider"),
+                *("-q", "--tb=short", "--assert=plain", "-o", "console_output_style=classic"),
+                *("--benchmark-only", "--benchmark-enable", "--benchmark-disable-gc"),
+                *("--benchmark-sort=name", "--benchmark-columns=median,mean,iqr,rounds"),
+                f"--benchmark-json={unfinished}",
+            ],
+            plugins=[_Asked(config)],
+        )
+        if code == pytest.ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"pytest ended with exit code {int(code)}")
+        written = unfinished.exists() and bool(_benchmarks(unfinished))
+        if written:
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Outcome(code == pytest.ExitCode.OK, written)
+
+
+def table(path: Path) -> str:
+    """Makes one Markdown table of an ``overhead.json``: the milliseconds and the ratios."""
+    facts = [benchmark["extra_info"] for benchmark in _benchmarks(path)]
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(line) for line in facts)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+class _Asked:
+    """The pytest plugin that gives the benchmarks their settings, and shows how far they are."""
+
+    def __init__(self, config: OverheadConfig) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+        self.clock = make_clock(self.device)
+        self.saliency_clock = SaliencyClock(self.clock)
+
+    @pytest.fixture
+    def asked(self) -> "_Asked":
+        return self
+
+    def make(self, method: str, model: str, batch_size: int, image_size: int) -> TrainingStep:
+        config = self.config
+        return TrainingStep(
+            method,
+            model,
+            batch_size,
+            image_size,
+            classes=config.classes,
+            mixing=config.mixing,
+            channels_last=config.channels_last,
+            device=self.device,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What all benchmarks of one command have in common."""
+        return {
+            "channels_last": self.config.channels_last,
+            "classes": self.config.classes,
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "mixing": asdict(self.config.mixing),
+        }
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        config, part = self.config, metafunc.function.__name__.removeprefix("test_")
+        settings = [
+            pytest.param(
+                *(method, model, batch_size, image_size),
+                id=f"{method}-{model}-{batch_size}x{image_size}",
+                marks=pytest.mark.benchmark(
+                    group=f"{part}, {model}, {batch_size}x3x{image_size}x{image_size}",
+                    timer=self._timer(part, method),
+                ),
+            )
+            for model in config.models
+            for batch_size in config.batch_sizes
+            for image_size in config.image_sizes
+            for method in config.methods
+            if part != "saliency" or is_sage(method)
+        ]
+        metafunc.parametrize(("method", "model", "batch_size", "image_size"), settings)
+
+    def _timer(self, part: str, method: str) -> Any:
+        if part == "saliency":
+            return self.saliency_clock.saliency
+        return self.saliency_clock.rest if part == "mixing" and is_sage(method) else self.clock
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Drops what pytest would show as skipped: the saliency, where no method is SAGE."""
+        items[:] = [item for item in items if item.get_closest_marker("skip") is None]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.bar = tqdm(total=len(session.items), desc="benchmarks", disable=None)
+
+    def pytest_runtest_logstart(self, location: tuple[str, int | None, str]) -> None:
+        self.bar.set_postfix_str(location[2].removeprefix("test_"))
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.bar.update()
+
+    def pytest_sessionfinish(self) -> None:
+        self.bar.close()
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Leaves pytest's dots out, which would stand in the middle of the bar."""
+        return ("passed", "", "") if report.passed and report.when == "call" else None
+
+
+def is_sage(method: str) -> bool:
+    """Tells whether a method is SAGE, whole or with a part taken out."""
+    return method.split("-")[0] == "sage"
+
+
+def _benchmarks(path: Path) -> list[dict[str, Any]]:
+    benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    return benchmarks
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    size = facts["image_size"]
+    return (
+        facts["part"],
+        facts["model"],
+        f"{facts['batch_size']}x3x{size}x{size}",
+        facts["method"],
+        f"{facts['milliseconds']:.2f}",
+        *(
+            "-" if facts[name] is None else f"{facts[name]:.2f}"
+            for name in ("ratio", "peak_memory_ratio")
+        ),
+    )

@@ -1,0 +1,224 @@
+"""One training step of one method, and what it takes: the clocks that time it, and its memory."""
+
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import random_seed
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import harness.models  # noqa: F401  (registers the networks with timm)
+from harness.config import ScheduleConfig
+from harness.glyphs import Glyphs
+from harness.methods import METHODS
+from harness.methods.base import MethodConfig
+from sage_timm import sage
+
+Clock = Callable[[], float]
+"""Returns seconds since some moment."""
+
+_STEPS = 3  # the optimiser's state is there from the second step on
+
+
+class TrainingStep:
+    """A network in training on one batch of glyphs, with the loop's step of :mod:`harness.train`.
+
+    Args:
+        method: The mixing method.
+        model: The network's name in timm.
+        batch_size: Images in the batch.
+        image_size: Their height and width in pixels.
+        classes: The number of classes.
+        mixing: The method's settings.
+        channels_last: Whether images and weights are laid out with channels last.
+        device: Where.
+
+    Raises:
+        ImportError: If the method needs a module that is not installed.
+        ValueError: If a setting does not fit.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        model: str,
+        batch_size: int,
+        image_size: int,
+        *,
+        classes: int,
+        mixing: MethodConfig,
+        channels_last: bool,
+        device: torch.device,
+    ) -> None:
+        random_seed(0)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = timm.create_model(model, num_classes=classes).to(device, memory_format=layout)
+        self.model.train()
+        data_config = resolve_data_config({}, model=self.model)
+        glyphs = _glyphs(batch_size, image_size)
+        pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(data_config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        self.images = ((pixels - mean) / std).to(device).contiguous(memory_format=layout)
+        self.targets = torch.tensor(glyphs.targets, device=device) % classes
+        schedule = ScheduleConfig()
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt="sgd",
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+        )
+        self.loss_fn = SoftTargetCrossEntropy()
+        self.mix = METHODS[method](mixing, self.model, self.loss_fn, classes)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Returns the batch, as a copy: some methods mix in place."""
+        return self.images.clone(), self.targets
+
+    def __call__(self, images: Tensor, targets: Tensor) -> None:
+        """Mixes, and trains the network for one step."""
+        mixed, soft_targets = self.mix(images, targets)
+        loss = self.loss_fn(self.model(mixed), soft_targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def make_clock(device: torch.device) -> Clock:
+    """Makes the clock of a device: it waits for what the device still has to do."""
+    return _CudaClock(device).read if device.type == "cuda" else time.perf_counter
+
+
+def timed(clock: Clock, call: Callable[..., Any], *args: Any) -> float:
+    """Returns the seconds of a call, with no garbage collection during it."""
+    gc.disable()
+    try:
+        started = clock()
+        call(*args)
+        return clock() - started
+    finally:
+        gc.enable()
+
+
+class SaliencyClock:
+    """Splits the time of SAGE's calls in two: the saliency pass, and all the rest.
+
+    Within :meth:`watching`, the two functions that make up SAGE's saliency pass
+    (:func:`sage_timm.hooks.input_gradient` and :func:`sage_timm.saliency_from_gradient`) are timed
+    wherever :mod:`sage_timm.sage` calls them, so that both parts are of one and the same call, and
+    add up to it.
+
+    Args:
+        clock: The clock to read.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._spent = 0.0
+
+    def saliency(self) -> float:
+        """The seconds spent in saliency passes; stands still outside of them."""
+        return self._spent
+
+    def rest(self) -> float:
+        """The clock's seconds, standing still during saliency passes."""
+        return self.clock() - self._spent
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Times the saliency passes of all calls in the block."""
+        with ExitStack() as stack:
+            for name in ("input_gradient", "saliency_from_gradient"):
+                watched = self._watched(getattr(sage, name))
+                stack.enter_context(patch.object(sage, name, watched))
+            yield
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            started = self.clock()
+            result = function(*args, **kwargs)
+            self._spent += self.clock() - started
+            return result
+
+        return watched
+
+
+def peak_memory(make: Callable[[], TrainingStep], device: torch.device) -> int | None:
+    """Measures the most bytes that are allocated at once in a network's first training steps.
+
+    Weights, gradients, optimiser state, images and activations together, as PyTorch's allocators
+    count them: on CUDA with ``torch.cuda.max_memory_allocated``, on a CPU with the allocations that
+    ``torch.profiler`` records. What other libraries allocate for themselves is not in it.
+
+    Args:
+        make: Makes the network with its batch; what it holds when the call starts is not counted.
+        device: The network's.
+
+    Returns:
+        The bytes; None where neither can be had.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        _train(make)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    if device.type != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(make)
+        gc.collect()  # what is freed later, the profiler would not see
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event for event in events if event["name"] == "[memory]"]
+    changes = [event["args"] for event in sorted(changes, key=itemgetter("ts"))]
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    return int(max(change["Total Allocated"] for change in changes) - before)
+
+
+def _train(make: Callable[[], TrainingStep]) -> None:
+    step = make()
+    for _ in range(_STEPS):
+        step(*step.batch())
+
+
+@cache
+def _glyphs(batch_size: int, image_size: int) -> Glyphs:
+    return Glyphs("train", batch_size, image_size)
+
+
+class _CudaClock:
+    """Adds up the time between events: one event long ago would be too coarse in float32."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds = 0.0
+        self._last = self._now()
+
+    def read(self) -> float:
+        now = self._now()
+        self._seconds += self._last.elapsed_time(now) / 1000
+        self._last = now
+        return self._seconds
+
+    def _now(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        event.synchronize()
+        return event
