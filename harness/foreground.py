@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.glyphs import CLASSES, Glyphs
-from harness.methods import METHODS, REQUIRES, Mix
+from harness.methods import METHODS, REQUIRES
+from harness.methods.base import Mix
 from harness.results import append_result, read_results
 from harness.train import device_name, load_model
 
@@ -165,6 +166,11 @@ def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
         raise ValueError(
             f"dataset must be glyphs, whose foregrounds are known, got {config.data.dataset!r}"
         )
+    if _classes(config) < _BATCH:
+        raise ValueError(
+            f"num_classes must be at least {_BATCH}, so that the images of a batch can all be of "
+            f"other classes, got {config.data.num_classes}"
+        )
     for method in methods:
         if method in _HIDDEN:
             raise ValueError(f"{method} mixes hidden layers, so no foreground can be followed")
@@ -178,12 +184,13 @@ def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
 def _measure(
     config: RunConfig, method: str, out: Path, pairs: int, device: torch.device
 ) -> dict[str, Any]:
-    model = load_model(config, out, len(CLASSES), device)
+    classes = _classes(config)
+    model = load_model(config, out, classes, device)
     model.train()
     # The first changes labels only, the second the step after the mix: neither the mix itself.
     mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
-    mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), len(CLASSES))
-    glyphs = _glyphs(config.data.image_size)
+    mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), classes)
+    glyphs = _glyphs(config.data.image_size, classes)
     normalised = _normalised(glyphs.images, model)
     batches = []
     for number in tqdm(range(pairs // _BATCH), desc=method, leave=False, disable=None):
@@ -207,9 +214,13 @@ def _measure(
     }
 
 
+def _classes(config: RunConfig) -> int:
+    return config.data.num_classes or len(CLASSES)
+
+
 @cache
-def _glyphs(image_size: int) -> Glyphs:
-    return Glyphs("validation", _IMAGES, image_size, seed=0)
+def _glyphs(image_size: int, classes: int) -> Glyphs:
+    return Glyphs("validation", _IMAGES, image_size, 0, classes)
 
 
 def _normalised(images: NDArray[np.uint8], model: nn.Module) -> Tensor:
@@ -221,9 +232,10 @@ def _normalised(images: NDArray[np.uint8], model: nn.Module) -> Tensor:
 def _draw_batch(glyphs: Glyphs, seed: int, number: int) -> Tensor:
     """Draws images of classes that all differ; the classes stand in turn."""
     random = np.random.default_rng([seed, number])
-    classes = random.choice(len(CLASSES), _BATCH, replace=False)
-    each = random.integers(len(glyphs) // len(CLASSES), size=_BATCH)
-    return torch.from_numpy(classes + len(CLASSES) * each)
+    count = len(glyphs.classes)
+    classes = random.choice(count, _BATCH, replace=False)
+    each = random.integers(len(glyphs) // count, size=_BATCH)
+    return torch.from_numpy(classes + count * each)
 
 
 def _colours(together: Tensor) -> list[int]:
