@@ -96,8 +96,10 @@ def _sage_columns(
     lam = mixing.lambda_max / 2
     saliency0, saliency1 = lam * maps[:pairs], (1 - lam) * maps[other]
     generator = torch.Generator().manual_seed(config.seed)
-    translations = random_translations(*images.shape[2:], mixing.search_fraction, generator)
-    if mixing.search == "none":
+    translations: Tensor | None = None
+    if mixing.search == "random":
+        translations = random_translations(*images.shape[2:], mixing.search_fraction, generator)
+    elif mixing.search == "none":
         translations = torch.zeros(1, 2, dtype=torch.int64)
     translation = best_translation(saliency0, saliency1, translations)
     mixed, mask, _ = blend(images[:pairs], images[other], saliency0, saliency1, translation)

@@ -43,8 +43,8 @@ class SageMixup(Mixup):
             paper.
         update_ratio: rho, the share of the mixed loss in the step, in (0, 1]; 0.5 to 0.7 in the
             paper.
-        search: ``"random"`` takes the best of a random share of all translations, as the authors
-            do; ``"none"`` leaves the images where they are.
+        search: ``"all"`` takes the best of all translations, ``"random"`` the best of a random
+            share of them, as the authors do; ``"none"`` leaves the images where they are.
         search_fraction: That share, in (0, 1].
         generator: CPU generator that draws the translations; torch's own if None.
 

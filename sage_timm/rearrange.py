@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sage_timm.search import best_of_all_translations
 from sage_timm.zeta import zeta
 
 
@@ -34,18 +35,21 @@ def random_translations(
     return torch.stack((rows, drawn % columns - (width - 1)), dim=1)
 
 
-def best_translation(saliency0: Tensor, saliency1: Tensor, translations: Tensor) -> Tensor:
+def best_translation(
+    saliency0: Tensor, saliency1: Tensor, translations: Tensor | None = None
+) -> Tensor:
     """Finds, for each pair, the translation of map 1 with the largest total saliency of the mix.
 
     The objective is ``v(t) = sum(M * s0 + (1 - M) * T(s1, t))``, with the mask ``M`` of
     :func:`sage_timm.blend` and the zero-filling translation ``T`` of Eq. 3. The memory used is that
-    of a few maps, however many translations there are.
+    of a few maps, however many translations there are. Without candidates, all translations are
+    searched, see :func:`sage_timm.search.best_of_all_translations`.
 
     Args:
         saliency0: Weighted maps of image 0, ``[B, 1, H, W]``, not negative.
         saliency1: Weighted maps of image 1, ``[B, 1, H, W]``, not negative.
         translations: Candidates ``[N, 2]``, int64 on the CPU: rows down in ``(-H, H)``, columns to
-            the right in ``(-W, W)``, in pixels.
+            the right in ``(-W, W)``, in pixels. All if None.
 
     Returns:
         ``[B, 2]`` int64 on the maps' device. Of equally good candidates, the first.
@@ -60,6 +64,8 @@ def best_translation(saliency0: Tensor, saliency1: Tensor, translations: Tensor)
             "saliency0 and saliency1 must both be [B, 1, H, W], got "
             f"{tuple(saliency0.shape)} and {tuple(saliency1.shape)}"
         )
+    if translations is None:
+        return best_of_all_translations(saliency0, saliency1)
     if translations.dim() != 2 or translations.shape[1] != 2 or len(translations) == 0:
         raise ValueError(
             f"translations must be [N, 2] with N >= 1, got {tuple(translations.shape)}"

@@ -10,7 +10,7 @@ from sage_timm.hooks import Loss, drop_shared_gradient, input_gradient, share_gr
 from sage_timm.rearrange import best_translation, random_translations
 from sage_timm.saliency import saliency_from_gradient
 
-Search = Literal["random", "none"]
+Search = Literal["all", "random", "none"]
 
 
 class Sage:
@@ -19,8 +19,8 @@ class Sage:
     Args:
         lambda_max: The largest weight of image 0's saliency, in (0, 1] (Sec. 3.2).
         update_ratio: rho, the mixed loss's share of the step, in (0, 1] (Sec. 3.4).
-        search: ``"random"`` for the best of a random share of all translations, ``"none"`` to leave
-            image 1 where it is.
+        search: ``"all"`` for the best of all translations, ``"random"`` for that of a random share
+            of them, ``"none"`` to leave image 1 where it is.
         search_fraction: That share, in (0, 1].
         generator: Draws the translations; torch's own generator if None.
 
@@ -69,14 +69,25 @@ class Sage:
         if self.model is not None:
             drop_shared_gradient(self.model)
 
-    def draw_translations(self, height: int, width: int) -> Tensor:
-        """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``."""
+    def draw_translations(self, height: int, width: int) -> Tensor | None:
+        """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``, or all.
+
+        Returns:
+            None for all.
+        """
+        if self.search == "all":
+            return None
         if self.search == "none":
             return torch.zeros(1, 2, dtype=torch.int64)
         return random_translations(height, width, self.search_fraction, self.generator)
 
     def mix(
-        self, images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, translations: Tensor
+        self,
+        images: Tensor,
+        targets: Tensor,
+        partner: Tensor,
+        lam: Tensor,
+        translations: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Mixes each image with its partner.
 
@@ -85,7 +96,7 @@ class Sage:
             targets: ``[B, num_classes]``, the clean ones.
             partner: ``[B]`` int64, the index of the image that is mixed into each.
             lam: ``[B]`` in [0, 1], drawn from the Beta distribution; scaled by ``lambda_max`` here.
-            translations: ``[N, 2]``, those to choose from.
+            translations: ``[N, 2]``, those to choose from; all if None.
 
         Returns:
             The mixed images ``[B, C, H, W]``, and the label weight of each image beside its

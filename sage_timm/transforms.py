@@ -28,7 +28,7 @@ class SageMix(v2.MixUp):
             timm's ``SoftTargetCrossEntropy``.
         lambda_max: The largest weight of an image's own saliency, in (0, 1].
         update_ratio: rho, the share of the mixed loss in the step, in (0, 1].
-        search: ``"random"`` or ``"none"``, see :class:`sage_timm.SageMixup`.
+        search: ``"all"``, ``"random"`` or ``"none"``, see :class:`sage_timm.SageMixup`.
         search_fraction: The share of all translations that ``"random"`` looks at, in (0, 1].
         generator: CPU generator that draws the translations; torch's own if None.
 

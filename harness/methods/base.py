@@ -26,7 +26,7 @@ class MethodConfig:
     """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
     update_ratio: float = 1.0
     """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""
-    search: Literal["random", "none"] = "random"
+    search: Literal["all", "random", "none"] = "random"
     """sage: which translations to choose from."""
     search_fraction: float = 0.01
     """sage: the share of all translations that search=random looks at."""

@@ -1,0 +1,144 @@
+"""The best of all translations: approximate scores of all by FFT, exact ones of the best."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sage_timm.exponential_sum import exponential_sum
+from sage_timm.zeta import zeta
+
+_TERMS = 5
+_SPAN = 100.0  # smoothed saliency is rarely further below its largest value, where it matters
+_COARSE = 32  # maps are pooled until their shorter side is below
+_TRIED = 6  # local maxima of the coarse scores that are scored exactly
+_KEPT = 3  # of them, and at each finer level
+
+
+def best_of_all_translations(saliency0: Tensor, saliency1: Tensor) -> Tensor:
+    """Finds, for each pair, the best of all ``(2H - 1)(2W - 1)`` translations of map 1.
+
+    The objective is that of :func:`sage_timm.best_translation`. With ``a`` and ``b`` the two maps
+    where they meet, it is ``sum(a) + sum(b) - 2 sum(a b / (a + b))``, but for zeta. A sum of
+    exponentials for ``1 / (a + b)`` makes of the last a sum of products of a function of a and one
+    of b, so that cross-correlations by FFT give it for all translations at once. That is done on
+    maps pooled to fewer than 32 pixels; the best local maxima are then scored exactly, and
+    followed through their neighbours up to full size. The result is never worse than not moving.
+
+    Args:
+        saliency0: Weighted maps of image 0, ``[B, 1, H, W]``, not negative.
+        saliency1: Weighted maps of image 1, ``[B, 1, H, W]``, not negative.
+
+    Returns:
+        ``[B, 2]`` int64 on the maps' device: rows down in ``(-H, H)``, columns to the right in
+        ``(-W, W)``, in pixels.
+    """
+    levels = [(saliency0, saliency1)]
+    while min(levels[-1][0].shape[2:]) >= _COARSE:
+        first, second = (F.avg_pool2d(maps, 2, ceil_mode=True) for maps in levels[-1])
+        levels.append((first, second))
+    translations = _local_maxima(_approximate_gains(*levels[-1]))
+    reach = 1 if len(levels) == 1 else 0
+    translations, gains = _best(*levels[-1], translations, reach, _KEPT)
+    for first, second in reversed(levels[:-1]):
+        translations, gains = _best(first, second, 2 * translations, 1, _KEPT)
+    unmoved = torch.zeros_like(translations[:, :1])
+    _, gain_unmoved = _best(saliency0, saliency1, unmoved, 0, 1)
+    return torch.where(gain_unmoved >= gains[:, :1], 0, translations[:, 0])
+
+
+def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
+    """The objective less ``sum(a)``, for all translations at once: ``[B, 2H, 2W]``.
+
+    The entry for a translation by t stands at t modulo ``(2H, 2W)``. Its error is at most the
+    exponential sum's relative error times half the maps' total, plus what comes of pixels whose
+    ``a + b`` is below the span.
+    """
+    a, b = saliency0, saliency1
+    height, width = a.shape[2:]
+    largest = (a.amax(dim=(2, 3), keepdim=True) + b.amax(dim=(2, 3), keepdim=True)).clamp_min(
+        torch.finfo(a.dtype).tiny
+    )
+    approximation = exponential_sum(_TERMS, _SPAN)
+    exponents, weights = (
+        values.to(a).view(-1, 1, 1) / largest
+        for values in (approximation.exponents, approximation.weights)
+    )
+    of_a = torch.cat((torch.ones_like(a), -2 * weights * a * torch.exp(-exponents * a)), dim=1)
+    of_b = torch.cat((b, b * torch.exp(-exponents * b)), dim=1)
+    shape = (2 * height, 2 * width)  # room for every translation without wrapping around
+    spectrum = (torch.fft.rfft2(of_a, s=shape) * torch.fft.rfft2(of_b, s=shape).conj()).sum(dim=1)
+    return torch.fft.irfft2(spectrum, s=shape)
+
+
+def _local_maxima(gains: Tensor) -> Tensor:
+    """The translations of the largest local maxima, ``[B, N, 2]``."""
+    height, width = (size // 2 for size in gains.shape[1:])
+    gains = gains.clone()
+    gains[:, height] = gains[:, :, width] = -math.inf  # these push image 1 out
+    around = F.max_pool2d(F.pad(gains[:, None], (1, 1, 1, 1), mode="circular"), 3, stride=1)[:, 0]
+    peaks = torch.where(gains >= around, gains, -math.inf).flatten(1)
+    index = peaks.topk(min(_TRIED, peaks.shape[1])).indices
+    rows, columns = index // (2 * width), index % (2 * width)
+    rows = torch.where(rows < height, rows, rows - 2 * height)
+    columns = torch.where(columns < width, columns, columns - 2 * width)
+    return torch.stack((rows, columns), dim=2)
+
+
+def _best(
+    saliency0: Tensor, saliency1: Tensor, translations: Tensor, reach: int, keep: int
+) -> tuple[Tensor, Tensor]:
+    """Scores translations ``[B, N, 2]`` and their neighbours exactly, and keeps the best.
+
+    Returns:
+        The translations ``[B, keep, 2]`` and their objective less ``sum(a)``, best first.
+    """
+    steps = range(-reach, reach + 1)
+    tried = [
+        (one + one.new_tensor((down, right)), gains)
+        for one in translations.unbind(1)
+        for (down, right), gains in _gains_around(saliency0, saliency1, one, steps).items()
+    ]
+    candidates = torch.stack([translation for translation, _ in tried], dim=1)
+    gains, order = torch.stack([gain for _, gain in tried], dim=1).topk(min(keep, len(tried)))
+    return candidates.gather(1, order[:, :, None].expand(-1, -1, 2)), gains
+
+
+def _gains_around(
+    saliency0: Tensor, saliency1: Tensor, translation: Tensor, steps: range
+) -> dict[tuple[int, int], Tensor]:
+    """The exact objective less ``sum(a)`` at and around one translation a pair.
+
+    With ``p = b + zeta``, a pixel's gain ``(1 - M)(b - a)`` is ``p (2 p - zeta) / (a + p) - p``.
+    Where image 1 does not reach, p is 0, and so is the gain.
+    """
+    height, width = saliency0.shape[2:]
+    reach = steps[-1]
+    tiny = torch.finfo(saliency0.dtype).tiny
+    offset = zeta(saliency0, saliency1)[:, 0]
+    a = saliency0[:, 0].clamp_min(tiny)
+    ranges = []
+    for size, shift in zip((height, width), translation.unbind(1), strict=True):
+        place = torch.arange(-reach, size + reach, device=a.device) - shift[:, None]
+        ranges.append((place.clamp(0, size - 1), (place >= 0) & (place < size)))
+    (rows, rows_there), (columns, columns_there) = ranges
+    pairs = torch.arange(len(a), device=a.device)[:, None, None]
+    there = rows_there[:, :, None] & columns_there[:, None]
+    moved = saliency1[:, 0][pairs, rows[:, :, None], columns[:, None]]
+    p = torch.where(there, moved + offset, 0)
+    numerator = p * (2 * p - offset)
+    found = {}
+    for down in steps:
+        for right in steps:
+            window = (
+                slice(None),
+                slice(reach - down, reach - down + height),
+                slice(reach - right, reach - right + width),
+            )
+            part = p[window]
+            gain = (numerator[window] / (a + part) - part).sum(dim=(1, 2))
+            within = (translation[:, 0] + down).abs() < height
+            within &= (translation[:, 1] + right).abs() < width
+            found[down, right] = torch.where(within, gain, -math.inf)
+    return found
