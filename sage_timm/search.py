@@ -69,7 +69,8 @@ def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
     of_b = torch.cat((b, b * torch.exp(-exponents * b)), dim=1)
     shape = (2 * height, 2 * width)  # room for every translation without wrapping around
     spectrum = (torch.fft.rfft2(of_a, s=shape) * torch.fft.rfft2(of_b, s=shape).conj()).sum(dim=1)
-    return torch.fft.irfft2(spectrum, s=shape)
+    gains: Tensor = torch.fft.irfft2(spectrum, s=shape)
+    return gains
 
 
 def _local_maxima(gains: Tensor) -> Tensor:

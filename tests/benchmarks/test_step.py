@@ -47,7 +47,7 @@ def test_step(benchmark, name):
 
 
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("name", ["timm mixup", "sage, random 1 %", "sage, no search"])
+@pytest.mark.parametrize("name", ["timm mixup", "sage, all", "sage, random 1 %", "sage, no search"])
 def test_mixing_alone(benchmark, name, size):
     benchmark.group = f"mixing alone, 128x3x{size}x{size}, saliency given"
     torch.manual_seed(0)
@@ -60,9 +60,10 @@ def test_mixing_alone(benchmark, name, size):
         mixup_fn(images, targets)
 
     def by_sage():
+        candidates = None
         if name == "sage, no search":
             candidates = torch.zeros(1, 2, dtype=torch.int64)
-        else:
+        elif name == "sage, random 1 %":
             candidates = random_translations(size, size, 0.01)
         blend(images, images.flip(0), own, other, best_translation(own, other, candidates))
 
