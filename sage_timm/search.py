@@ -13,7 +13,8 @@ _TERMS = 5
 _SPAN = 100.0  # smoothed saliency is rarely further below its largest value, where it matters
 _COARSE = 32  # maps are pooled until their shorter side is below
 _TRIED = 6  # local maxima of the coarse scores that are scored exactly
-_KEPT = 3  # of them, and at each finer level
+_KEPT = 3  # of them, to be followed to the next finer level ...
+_KEPT_AFTER = 1  # ... and from there on
 
 
 def best_of_all_translations(saliency0: Tensor, saliency1: Tensor) -> Tensor:
@@ -39,13 +40,15 @@ def best_of_all_translations(saliency0: Tensor, saliency1: Tensor) -> Tensor:
         first, second = (F.avg_pool2d(maps, 2, ceil_mode=True) for maps in levels[-1])
         levels.append((first, second))
     translations = _local_maxima(_approximate_gains(*levels[-1]))
-    reach = 1 if len(levels) == 1 else 0
-    translations, gains = _best(*levels[-1], translations, reach, _KEPT)
-    for first, second in reversed(levels[:-1]):
-        translations, gains = _best(first, second, 2 * translations, 1, _KEPT)
-    unmoved = torch.zeros_like(translations[:, :1])
-    _, gain_unmoved = _best(saliency0, saliency1, unmoved, 0, 1)
-    return torch.where(gain_unmoved >= gains[:, :1], 0, translations[:, 0])
+    if len(levels) > 1:
+        translations, _ = _best(*levels[-1], translations, reach=0, keep=_KEPT)
+        for first, second in reversed(levels[1:-1]):
+            translations, _ = _best(first, second, 2 * translations, reach=1, keep=_KEPT_AFTER)
+        translations = 2 * translations
+    translations, gains = _best(saliency0, saliency1, translations, reach=1, keep=1)
+    unmoved = torch.zeros_like(translations)
+    _, gain_unmoved = _best(saliency0, saliency1, unmoved, reach=0, keep=1)
+    return torch.where(gain_unmoved >= gains, 0, translations[:, 0])
 
 
 def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
