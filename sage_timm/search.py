@@ -81,7 +81,9 @@ def _local_maxima(gains: Tensor) -> Tensor:
     height, width = (size // 2 for size in gains.shape[1:])
     gains = gains.clone()
     gains[:, height] = gains[:, :, width] = -math.inf  # these push image 1 out
-    around = F.max_pool2d(F.pad(gains[:, None], (1, 1, 1, 1), mode="circular"), 3, stride=1)[:, 0]
+    around = gains
+    for dim in (1, 2):
+        around = torch.maximum(around, torch.maximum(around.roll(1, dim), around.roll(-1, dim)))
     peaks = torch.where(gains >= around, gains, -math.inf).flatten(1)
     index = peaks.topk(min(_TRIED, peaks.shape[1])).indices
     rows, columns = index // (2 * width), index % (2 * width)
@@ -98,51 +100,43 @@ def _best(
     Returns:
         The translations ``[B, keep, 2]`` and their objective less ``sum(a)``, best first.
     """
-    steps = range(-reach, reach + 1)
-    tried = [
-        (one + one.new_tensor((down, right)), gains)
-        for one in translations.unbind(1)
-        for (down, right), gains in _gains_around(saliency0, saliency1, one, steps).items()
-    ]
-    candidates = torch.stack([translation for translation, _ in tried], dim=1)
-    gains, order = torch.stack([gain for _, gain in tried], dim=1).topk(min(keep, len(tried)))
-    return candidates.gather(1, order[:, :, None].expand(-1, -1, 2)), gains
+    steps = torch.arange(-reach, reach + 1, device=translations.device)
+    candidates = translations[:, :, None] + torch.cartesian_prod(steps, steps).view(-1, 2)
+    within = [candidates[..., dim].abs() < size for dim, size in enumerate(saliency0.shape[2:])]
+    gains = _gains_around(saliency0, saliency1, translations, reach)
+    gains = torch.where(within[0] & within[1], gains, -math.inf).flatten(1)
+    gains, order = gains.topk(min(keep, gains.shape[1]))
+    return candidates.flatten(1, 2).gather(1, order[:, :, None].expand(-1, -1, 2)), gains
 
 
-def _gains_around(
-    saliency0: Tensor, saliency1: Tensor, translation: Tensor, steps: range
-) -> dict[tuple[int, int], Tensor]:
-    """The exact objective less ``sum(a)`` at and around one translation a pair.
+def _gains_around(saliency0: Tensor, saliency1: Tensor, translations: Tensor, reach: int) -> Tensor:
+    """The exact objective less ``sum(a)`` at translations ``[B, N, 2]`` and their neighbours.
 
     With ``p = b + zeta``, a pixel's gain ``(1 - M)(b - a)`` is ``p (2 p - zeta) / (a + p) - p``.
     Where image 1 does not reach, p is 0, and so is the gain.
+
+    Returns:
+        ``[B, N, (2 reach + 1)^2]``, the neighbours in the order of their rows, then columns.
     """
     height, width = saliency0.shape[2:]
-    reach = steps[-1]
-    tiny = torch.finfo(saliency0.dtype).tiny
-    offset = zeta(saliency0, saliency1)[:, 0]
-    a = saliency0[:, 0].clamp_min(tiny)
-    ranges = []
-    for size, shift in zip((height, width), translation.unbind(1), strict=True):
-        place = torch.arange(-reach, size + reach, device=a.device) - shift[:, None]
-        ranges.append((place.clamp(0, size - 1), (place >= 0) & (place < size)))
-    (rows, rows_there), (columns, columns_there) = ranges
-    pairs = torch.arange(len(a), device=a.device)[:, None, None]
-    there = rows_there[:, :, None] & columns_there[:, None]
-    moved = saliency1[:, 0][pairs, rows[:, :, None], columns[:, None]]
+    offset = zeta(saliency0, saliency1)
+    a = saliency0.clamp_min(torch.finfo(saliency0.dtype).tiny)
+    rows, columns = (
+        torch.arange(-reach, size + reach, device=a.device) - translations[:, :, dim, None]
+        for dim, size in enumerate((height, width))
+    )
+    there = ((rows >= 0) & (rows < height))[..., None] & ((columns >= 0) & (columns < width))[
+        :, :, None
+    ]
+    pairs = torch.arange(len(a), device=a.device).view(-1, 1, 1, 1)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    moved = saliency1[:, 0][pairs, rows[..., None], columns[:, :, None]]
     p = torch.where(there, moved + offset, 0)
     numerator = p * (2 * p - offset)
-    found = {}
-    for down in steps:
-        for right in steps:
-            window = (
-                slice(None),
-                slice(reach - down, reach - down + height),
-                slice(reach - right, reach - right + width),
-            )
+    gains = []
+    for down in range(2 * reach, -1, -1):  # moving down by one is looking one row further up
+        for right in range(2 * reach, -1, -1):
+            window = (..., slice(down, down + height), slice(right, right + width))
             part = p[window]
-            gain = (numerator[window] / (a + part) - part).sum(dim=(1, 2))
-            within = (translation[:, 0] + down).abs() < height
-            within &= (translation[:, 1] + right).abs() < width
-            found[down, right] = torch.where(within, gain, -math.inf)
-    return found
+            gains.append((numerator[window] / (a + part)).sub_(part).sum(dim=(2, 3)))
+    return torch.stack(gains, dim=2)
