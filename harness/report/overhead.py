@@ -57,7 +57,8 @@ def overhead_table(overhead: Overhead) -> Table:
         for method, parts in overhead.methods.items()
     ]
     note = (
-        "Ratios to a step without mixing: median of paired ratios; milliseconds: medians; saliency "
+        "Each ratio is that of a step to the one without mixing just before it; ratios and "
+        "milliseconds are means over what a method draws of the median of three rounds; saliency "
         "and mixing are parts of the step, timed alone."
     )
     return Table(overhead.title, ["method", *columns], rows, note)
