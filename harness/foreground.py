@@ -26,18 +26,17 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.glyphs import CLASSES, Glyphs
 from harness.methods import METHODS, REQUIRES
-from harness.methods.base import Mix
+from harness.methods.base import Mix, normalised
 from harness.results import append_result, read_results
 from harness.train import device_name, load_model
 
@@ -191,13 +190,15 @@ def _measure(
     mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
     mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), classes)
     glyphs = _glyphs(config.data.image_size, classes)
-    normalised = _normalised(glyphs.images, model)
+    data_config = resolve_data_config({}, model=model)
+    pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)
+    inputs = normalised(pixels, data_config["mean"], data_config["std"])
     batches = []
     for number in tqdm(range(pairs // _BATCH), desc=method, leave=False, disable=None):
         chosen = _draw_batch(glyphs, config.seed, number)
         images, masks, targets = (
             torch.as_tensor(values)[chosen].to(device)
-            for values in (normalised, glyphs.masks, glyphs.targets)
+            for values in (inputs, glyphs.masks, glyphs.targets)
         )
         seed = config.seed * _MOST_BATCHES + number
         kept, weights = foreground_kept(mix, images, masks.float() / 255, targets, seed)
@@ -221,12 +222,6 @@ def _classes(config: RunConfig) -> int:
 @cache
 def _glyphs(image_size: int, classes: int) -> Glyphs:
     return Glyphs("validation", _IMAGES, image_size, 0, classes)
-
-
-def _normalised(images: NDArray[np.uint8], model: nn.Module) -> Tensor:
-    data_config = resolve_data_config({}, model=model)
-    mean, std = (torch.tensor(data_config[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def _draw_batch(glyphs: Glyphs, seed: int, number: int) -> Tensor:

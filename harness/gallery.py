@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from harness.config import RunConfig
 from harness.data import Splits, load_splits, make_loader
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig, unnormalised
+from harness.methods.base import MethodConfig, normalised, unnormalised
 from harness.train import load_model
-from sage_timm import best_translation, blend, random_translations, saliency
+from sage_timm import best_translation, blend, saliency
+from sage_timm.sage import Sage
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
 _INCHES = 1.4  # of one cell
@@ -76,9 +77,8 @@ def _draw_images(
     chosen = np.random.default_rng(config.seed).choice(len(dataset), count, replace=False)
     samples = [dataset[int(index)] for index in chosen]
     images = torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in samples]).to(device)
-    mean, std = (_per_channel(data_config, name).to(device) for name in ("mean", "std"))
     targets = torch.tensor([target for _, target in samples], device=device)
-    return (images / 255 - mean) / std, targets
+    return normalised(images, data_config["mean"], data_config["std"]), targets
 
 
 def _sage_columns(
@@ -95,12 +95,14 @@ def _sage_columns(
     maps = saliency(model, images, mixup_target(targets, classes), SoftTargetCrossEntropy())
     lam = mixing.lambda_max / 2
     saliency0, saliency1 = lam * maps[:pairs], (1 - lam) * maps[other]
-    generator = torch.Generator().manual_seed(config.seed)
-    translations: Tensor | None = None
-    if mixing.search == "random":
-        translations = random_translations(*images.shape[2:], mixing.search_fraction, generator)
-    elif mixing.search == "none":
-        translations = torch.zeros(1, 2, dtype=torch.int64)
+    sage = Sage(
+        lambda_max=mixing.lambda_max,
+        update_ratio=mixing.update_ratio,
+        search=mixing.search,
+        search_fraction=mixing.search_fraction,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    translations = sage.draw_translations(*images.shape[2:])
     translation = best_translation(saliency0, saliency1, translations)
     mixed, mask, _ = blend(images[:pairs], images[other], saliency0, saliency1, translation)
     return [
@@ -141,10 +143,6 @@ def _pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32
 
 def _maps(maps: Tensor) -> NDArray[np.float32]:
     return maps[:, 0].cpu().numpy()
-
-
-def _per_channel(data_config: dict[str, Any], name: str) -> Tensor:
-    return torch.tensor(data_config[name]).view(1, -1, 1, 1)
 
 
 def _save(columns: list[_Column], path: Path) -> None:

@@ -17,7 +17,7 @@ from timm.utils import AverageMeter, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 from tqdm import tqdm
 
-from harness.config import MOST_EPOCHS, RunConfig
+from harness.config import MOST_EPOCHS, RunConfig, ScheduleConfig
 from harness.data import load_splits, make_loader
 from harness.measure import MEASURES, measure
 from harness.methods import METHODS
@@ -98,13 +98,7 @@ class _Run:
                 f"batch_size={config.data.batch_size} is more than the "
                 f"{len(self.splits.train)} training images"
             )
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            opt="sgd",
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.model, schedule)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched=schedule.sched,
@@ -200,6 +194,18 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
+
+
+def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """Makes the optimiser that every run trains with: SGD with Nesterov momentum."""
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        model,
+        opt="sgd",
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+    )
+    return optimizer
 
 
 def average_gradients(model: nn.Module, devices: int) -> None:

@@ -16,7 +16,6 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
 from timm.utils import random_seed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -25,7 +24,8 @@ import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.config import ScheduleConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, normalised
+from harness.train import make_optimizer
 from sage_timm import sage
 
 Clock = Callable[[], float]
@@ -70,18 +70,11 @@ class TrainingStep:
         self.model.train()
         data_config = resolve_data_config({}, model=self.model)
         glyphs = _glyphs(batch_size, image_size)
-        pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2) / 255
-        mean, std = (torch.tensor(data_config[name]).view(-1, 1, 1) for name in ("mean", "std"))
-        self.images = ((pixels - mean) / std).to(device).contiguous(memory_format=layout)
+        pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)
+        images = normalised(pixels, data_config["mean"], data_config["std"])
+        self.images = images.to(device).contiguous(memory_format=layout)
         self.targets = torch.tensor(glyphs.targets, device=device) % classes
-        schedule = ScheduleConfig()
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            opt="sgd",
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.model, ScheduleConfig())
         self.loss_fn = SoftTargetCrossEntropy()
         self.mix = METHODS[method](mixing, self.model, self.loss_fn, classes)
 

@@ -82,6 +82,12 @@ def needs(module: str, name: str, extra: str = "peers") -> Any:
         ) from error
 
 
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Returns what a network takes of images ``[..., C, H, W]`` of bytes, 0 to 255."""
+    scale, offset = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (std, mean))
+    return (pixels / 255 - offset) / scale
+
+
 def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Returns what normalised images ``[..., C, H, W]`` were before, pixels in [0, 1]."""
     options = {"dtype": torch.float32, "device": images.device}
