@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
@@ -110,10 +110,9 @@ def timed(clock: Clock, call: Callable[..., Any], *args: Any) -> float:
 class SaliencyClock:
     """Splits the time of SAGE's calls in two: the saliency pass, and all the rest.
 
-    Within :meth:`watching`, the two functions that make up SAGE's saliency pass
-    (:func:`sage_timm.hooks.input_gradient` and :func:`sage_timm.saliency_from_gradient`) are timed
-    wherever :mod:`sage_timm.sage` calls them, so that both parts are of one and the same call, and
-    add up to it.
+    Within :meth:`watching`, SAGE's saliency pass (:func:`sage_timm.saliency.saliency_pass`) is
+    timed wherever :mod:`sage_timm.sage` calls it, so that both parts are of one and the same call,
+    and add up to it.
 
     Args:
         clock: The clock to read.
@@ -134,10 +133,7 @@ class SaliencyClock:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Times the saliency passes of all calls in the block."""
-        with ExitStack() as stack:
-            for name in ("input_gradient", "saliency_from_gradient"):
-                watched = self._watched(getattr(sage, name))
-                stack.enter_context(patch.object(sage, name, watched))
+        with patch.object(sage, "saliency_pass", self._watched(sage.saliency_pass)):
             yield
 
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,6 +43,13 @@ class SageMixup(Mixup):
             paper.
         update_ratio: rho, the share of the mixed loss in the step, in (0, 1]; 0.5 to 0.7 in the
             paper.
+        saliency_size: Pixels of the shorter side to which images are shrunk for their saliency,
+            which costs in proportion to their area; the images as they are if None. The model has
+            to take that size. Needs ``update_ratio=1``.
+        saliency_dtype: ``torch.float16`` or ``torch.bfloat16`` to compute the saliency under
+            autocast; as the caller runs the model if None.
+        saliency_fraction: The share of each batch that SAGE mixes, in (0, 1]; the other pairs get
+            plain mixup, and their saliency is not computed.
         search: ``"all"`` takes the best of all translations, ``"random"`` the best of a random
             share of them, as the authors do; ``"none"`` leaves the images where they are.
         search_fraction: That share, in (0, 1].
@@ -71,6 +78,9 @@ class SageMixup(Mixup):
         loss_fn: Loss | None = None,
         lambda_max: float = 1.0,
         update_ratio: float = 1.0,
+        saliency_size: int | None = None,
+        saliency_dtype: torch.dtype | None = None,
+        saliency_fraction: float = 1.0,
         search: Search = "random",
         search_fraction: float = 0.01,
         generator: torch.Generator | None = None,
@@ -92,6 +102,9 @@ class SageMixup(Mixup):
         self._sage = Sage(
             lambda_max=lambda_max,
             update_ratio=update_ratio,
+            saliency_size=saliency_size,
+            saliency_dtype=saliency_dtype,
+            saliency_fraction=saliency_fraction,
             search=search,
             search_fraction=search_fraction,
             generator=generator,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sage_timm.blend import blend
-from sage_timm.hooks import Loss, drop_shared_gradient, input_gradient, share_gradient
+from sage_timm.hooks import Loss, drop_shared_gradient, share_gradient
 from sage_timm.rearrange import best_translation, random_translations
-from sage_timm.saliency import saliency_from_gradient
+from sage_timm.saliency import saliency_pass
 
 Search = Literal["all", "random", "none"]
 
@@ -19,6 +19,9 @@ class Sage:
     Args:
         lambda_max: The largest weight of image 0's saliency, in (0, 1] (Sec. 3.2).
         update_ratio: rho, the mixed loss's share of the step, in (0, 1] (Sec. 3.4).
+        saliency_size: Pixels of the shorter side to which images are shrunk for their saliency.
+        saliency_dtype: The type in which autocast computes the saliency.
+        saliency_fraction: The share of the batch whose saliency is computed, in (0, 1].
         search: ``"all"`` for the best of all translations, ``"random"`` for that of a random share
             of them, ``"none"`` to leave image 1 where it is.
         search_fraction: That share, in (0, 1].
@@ -33,6 +36,9 @@ class Sage:
         *,
         lambda_max: float,
         update_ratio: float,
+        saliency_size: int | None,
+        saliency_dtype: torch.dtype | None,
+        saliency_fraction: float,
         search: Search,
         search_fraction: float,
         generator: torch.Generator | None,
@@ -40,14 +46,30 @@ class Sage:
         for name, value in (
             ("lambda_max", lambda_max),
             ("update_ratio", update_ratio),
+            ("saliency_fraction", saliency_fraction),
             ("search_fraction", search_fraction),
         ):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value}")
+        if saliency_size is not None and saliency_size < 1:
+            raise ValueError(f"saliency_size must be at least 1, got {saliency_size}")
+        if saliency_size is not None and update_ratio < 1:
+            raise ValueError(
+                f"saliency_size={saliency_size} needs update_ratio=1, got {update_ratio}: the "
+                "gradient that is shared would be that of the shrunk images"
+            )
+        if saliency_dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"saliency_dtype must be torch.float16, torch.bfloat16 or None, got "
+                f"{saliency_dtype}"
+            )
         if search not in get_args(Search):
             raise ValueError(f"search must be one of {get_args(Search)}, got {search!r}")
         self.lambda_max = lambda_max
         self.update_ratio = update_ratio
+        self.saliency_size = saliency_size
+        self.saliency_dtype = saliency_dtype
+        self.saliency_fraction = saliency_fraction
         self.search = search
         self.search_fraction = search_fraction
         self.generator = generator
@@ -106,15 +128,7 @@ class Sage:
             RuntimeError: If no model is attached.
             ValueError: If the model or the loss does not fit the batch.
         """
-        if self.model is None or self.loss_fn is None:
-            raise RuntimeError(
-                "SAGE needs the gradients of the model in training: call attach(model, loss_fn) "
-                "before the first batch, or pass model="
-            )
-        shared = self.update_ratio < 1
-        gradient = input_gradient(self.model, images, targets, self.loss_fn, parameters=shared)
-        self._clean = gradient.parameters
-        maps = saliency_from_gradient(gradient.images)
+        maps = self._saliency(images, targets)
         lam = (lam * self.lambda_max).to(maps).view(-1, 1, 1, 1)
         # A uniform map says nothing of where the object is: such a pair gets plain mixup.
         uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
@@ -126,6 +140,35 @@ class Sage:
         translation = translation.masked_fill(plain[:, None], 0)
         mixed, _, label_weight = blend(images, images[partner], own, other, translation)
         return mixed, label_weight
+
+    def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Computes the maps of the images at the two ends of the batch; the rest is uniform.
+
+        The ends, because timm mixes the first image with the last, and so on inwards; of an image
+        and the one before it, as torchvision pairs them, all but one pair lie in them as well.
+        """
+        if self.model is None or self.loss_fn is None:
+            raise RuntimeError(
+                "SAGE needs the gradients of the model in training: call attach(model, loss_fn) "
+                "before the first batch, or pass model="
+            )
+        count = len(images)
+        end = max(1, round(self.saliency_fraction * count / 2))
+        whole = 2 * end >= count
+        maps, self._clean = saliency_pass(
+            self.model,
+            images if whole else torch.cat((images[:end], images[-end:])),
+            targets if whole else torch.cat((targets[:end], targets[-end:])),
+            self.loss_fn,
+            size=self.saliency_size,
+            dtype=self.saliency_dtype,
+            parameters=self.update_ratio < 1,
+        )
+        if whole:
+            return maps
+        height, width = images.shape[2:]
+        rest = maps.new_full((count - 2 * end, 1, height, width), 1 / (height * width))
+        return torch.cat((maps[:end], rest, maps[end:]))
 
     def share(self, mixed_targets: Tensor) -> None:
         """With an update ratio below 1, lets the next training step use the clean gradient too."""

@@ -1,9 +1,13 @@
 """Saliency of images for a classifier (SAGE, Sec. 3.1, Eq. 1)."""
 
 import math
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
 
 from sage_timm.hooks import Loss, input_gradient
 
@@ -11,7 +15,22 @@ _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
 
 
-def saliency(model: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss) -> Tensor:
+class SaliencyPass(NamedTuple):
+    """What one pass through the model gives: the maps and, where asked for, the clean gradient."""
+
+    maps: Tensor
+    parameters: list[tuple[nn.Parameter, Tensor]]
+
+
+def saliency(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    loss_fn: Loss,
+    *,
+    size: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Computes the saliency maps of a batch: the gradient magnitude of the full task loss (Eq. 1).
 
     The model is used as it is now, training mode and autocast included, and is left bit for bit
@@ -22,16 +41,51 @@ def saliency(model: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss) -
         images: Floating-point batch ``[B, C, H, W]``, in the range that the model is trained on.
         targets: What ``loss_fn`` takes beside the logits, usually ``[B, num_classes]``.
         loss_fn: The task loss, ``loss_fn(logits, targets)``, a scalar.
+        size: Pixels of the shorter side to which the images are shrunk first; the maps are enlarged
+            to the images' own size. The images as they are if None, or if they are no larger.
+        dtype: ``torch.float16`` or ``torch.bfloat16`` to run the model under autocast; as the
+            caller runs it if None.
 
     Returns:
         Maps ``[B, 1, H, W]``, see :func:`saliency_from_gradient`.
 
     Raises:
-        ValueError: If the logits or the loss do not fit.
+        ValueError: If the logits or the loss do not fit, or the model does not take the size.
 
     Source: Ma et al., SAGE, BMVC 2022, Eq. 1.
     """
-    return saliency_from_gradient(input_gradient(model, images, targets, loss_fn).images)
+    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype).maps
+
+
+def saliency_pass(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    loss_fn: Loss,
+    *,
+    size: int | None = None,
+    dtype: torch.dtype | None = None,
+    parameters: bool = False,
+) -> SaliencyPass:
+    """Does what :func:`saliency` does, and gives the clean gradient if ``parameters`` is set."""
+    autocast = nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
+    if size is None or size >= min(images.shape[2:]):
+        with autocast:
+            gradient = input_gradient(model, images, targets, loss_fn, parameters=parameters)
+        return SaliencyPass(saliency_from_gradient(gradient.images), gradient.parameters)
+    small = resize(images, [size], antialias=True)
+    try:
+        with autocast:
+            gradient = input_gradient(model, small, targets, loss_fn, parameters=parameters)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"the attached model does not take images of {tuple(small.shape[2:])} pixels, which "
+            f"the saliency's size={size} makes of {tuple(images.shape[2:])}: {error}"
+        ) from error
+    maps = F.interpolate(
+        saliency_from_gradient(gradient.images), size=images.shape[2:], mode="bilinear"
+    )
+    return SaliencyPass(maps / maps.sum(dim=(2, 3), keepdim=True), gradient.parameters)
 
 
 def saliency_from_gradient(gradient: Tensor) -> Tensor:

@@ -26,6 +26,12 @@ class MethodConfig:
     """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
     update_ratio: float = 1.0
     """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""
+    saliency_size: int | None = None
+    """sage: pixels of the shorter side to which images are shrunk for their saliency."""
+    saliency_dtype: Literal["float16", "bfloat16"] | None = None
+    """sage: the type in which autocast computes the saliency; as the step does if None."""
+    saliency_fraction: float = 1.0
+    """sage: the share of each batch that it mixes; the rest gets plain mixup."""
     search: Literal["all", "random", "none"] = "random"
     """sage: which translations to choose from."""
     search_fraction: float = 0.01

@@ -6,9 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.methods import METHODS
+from harness.methods.base import MethodConfig
 from harness.report.read import Line, Lines
 
-_OF_SAGE = ("lambda_max", "update_ratio", "search", "search_fraction")
+_OF_SAGE = (
+    "lambda_max",
+    "update_ratio",
+    "saliency_size",
+    "saliency_dtype",
+    "saliency_fraction",
+    "search",
+    "search_fraction",
+)
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs")
 
 
@@ -88,10 +97,13 @@ def registry_order(method: str) -> int:
 
 
 def own_settings(method: str, mixing: dict[str, Any]) -> dict[str, Any]:
-    """The mixing settings that a method reads and others do not: SAGE's own, or none."""
-    if not method.startswith("sage"):
+    """The mixing settings that a method reads and others do not: SAGE's own, or none.
+
+    A setting that the line does not hold is younger than it, and has its default.
+    """
+    if not method.startswith("sage") or not mixing:
         return {}
-    return {name: value for name, value in mixing.items() if name in _OF_SAGE}
+    return {name: mixing.get(name, getattr(MethodConfig, name)) for name in _OF_SAGE}
 
 
 def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:

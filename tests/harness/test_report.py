@@ -1,8 +1,10 @@
 import re
+from dataclasses import asdict
 
 import pytest
 
 from harness.commands.report import Report
+from harness.methods.base import MethodConfig
 from harness.report import markdown, read, sections
 from tests.report_inputs import (
     CONDITIONS,
@@ -207,13 +209,15 @@ def test_foreground(tmp_path, told):
 
 
 def test_overhead(tmp_path):
+    mixing = asdict(MethodConfig(search="random"))
+    older = {k: v for k, v in mixing.items() if k != "saliency_size"}  # written before it was
     write_benchmarks(
         tmp_path / "overhead.json",
         [
-            benchmark("sage", "step", 250.4, 2.5, 1.1),
-            benchmark("sage", "saliency", 100.0),
-            benchmark("sage", "mixing", 7.123),
-            benchmark("sage", "step", 170.0, 1.7, mixing={"search": "none", "alpha": 1}),
+            benchmark("sage", "step", 250.4, 2.5, 1.1, mixing=mixing),
+            benchmark("sage", "saliency", 100.0, mixing=older),
+            benchmark("sage", "mixing", 7.123, mixing=mixing),
+            benchmark("sage", "step", 170.0, 1.7, mixing=asdict(MethodConfig(search="none"))),
             benchmark("none", "step", 100.0, 1.0, 1.0),
             benchmark("none", "step", 3.0, 1.0, device="cuda"),
             {"name": "another's", "stats": {}, "extra_info": {}},
@@ -224,7 +228,7 @@ def test_overhead(tmp_path):
     rows = table(text, f"{setting}, cpu, 1 thread(s)")
     assert {method: [*row.values()][1:] for method, row in rows.items()} == {
         "none": ["1.00", "100", "-", "-", "1.00"],
-        "sage": ["2.50", "250", "100", "7.12", "1.10"],
+        "sage, search random": ["2.50", "250", "100", "7.12", "1.10"],
         "sage, search none": ["1.70", "170", "-", "-", "-"],
     }
     assert f"### {setting}, cuda\n" in text

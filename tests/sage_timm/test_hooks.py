@@ -65,12 +65,16 @@ class _ReplacesItsBuffer(nn.Module):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("with_grads", [True, False])
-def test_a_call_leaves_no_trace(small_net, batch, training, with_grads):
+@pytest.mark.parametrize(
+    "cheaper",
+    [{}, {"saliency_size": 6, "saliency_dtype": torch.bfloat16}, {"saliency_fraction": 0.5}],
+)
+def test_a_call_leaves_no_trace(small_net, batch, training, with_grads, cheaper):
     model = nn.Sequential(_ReplacesItsBuffer(), small_net()).train(training)
     x, y = batch()
     if with_grads:
         model(x).sum().backward()
-    mixup_fn = SageMixup(num_classes=5, model=model)
+    mixup_fn = SageMixup(num_classes=5, model=model, **cheaper)
     before, x_before = snapshot(model), x.clone()
     mixed, _ = mixup_fn(x, y)
     assert not torch.equal(mixed, x_before)  # or nothing was tested
@@ -170,6 +174,19 @@ def test_one_step_equals_the_step_by_hand(small_net, batch, update_ratio, zero_g
     unscaled = SoftTargetCrossEntropy()(copy.deepcopy(start)(mixed), targets)
     torch.testing.assert_close(loss, unscaled)  # what the loop logs
     assert not model._forward_hooks
+
+
+def test_the_clean_gradient_of_a_share_of_the_batch_is_that_of_its_images(small_net, batch):
+    model = small_net(dtype=torch.float64)
+    x, y = batch(dtype=torch.float64)
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=0.6, saliency_fraction=0.6)
+    mixed, targets = mixup_fn(x, y)
+    SoftTargetCrossEntropy()(model(mixed), targets).backward()
+    ends = [0, 1, 4, 5]
+    clean = gradient(model, x[ends], mixup_target(y[ends], 5, 1.0, 0.1))
+    mixed_gradient = gradient(model, mixed, targets)
+    for p, c, m in zip(model.parameters(), clean, mixed_gradient, strict=True):
+        torch.testing.assert_close(p.grad, 0.4 * c + 0.6 * m, rtol=1e-6, atol=1e-9)
 
 
 def test_accumulated_batches_share_their_gradients(small_net, batch):

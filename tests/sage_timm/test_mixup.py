@@ -239,6 +239,42 @@ def test_a_network_that_is_nothing_but_nan_gives_plain_mixup(batch, small_net):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["batch", "pair"])
+def test_a_share_of_the_batch_is_mixed_as_if_it_were_alone(batch, small_net, mode):
+    """The pairs at the two ends of the batch; those between get plain mixup."""
+    x, y = batch(count=10)
+    model = small_net()
+    kwargs = {"mode": mode, "saliency_fraction": 0.6, "search": "all"}
+    mixed, targets = by_sage(x, y, model, **kwargs)
+    ends, rest = [0, 1, 2, 7, 8, 9], [3, 4, 5, 6]
+    # The weights are drawn from the first pair inwards, so that the same ones are drawn again.
+    alone = by_sage(x[ends], y[ends], model, mode=mode, search="all")
+    torch.testing.assert_close(mixed[ends], alone[0])
+    torch.testing.assert_close(targets[ends], alone[1])
+    plain = by_timm(x, y, mode=mode)
+    torch.testing.assert_close(mixed[rest], plain[0][rest], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(targets[rest], plain[1][rest], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(mixed[ends], plain[0][ends], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "cheaper",
+    [{"saliency_size": 6}, {"saliency_dtype": torch.bfloat16}],
+)
+def test_mixes_by_the_cheaper_maps(batch, small_net, cheaper):
+    x, y = batch()
+    model = small_net()
+    np.random.seed(3)
+    lam = Mixup(num_classes=5)._params_per_batch()[0]
+    mixed, _ = by_sage(x, y, model, seed=3, search="all", **cheaper)
+    options = {name.removeprefix("saliency_"): value for name, value in cheaper.items()}
+    clean = mixup_target(y, 5, 1.0, 0.1)
+    maps = saliency(model, x, clean, SoftTargetCrossEntropy(), **options)
+    own, other = lam * maps, (1 - lam) * maps.flip(0)
+    expected, _, _ = blend(x, x.flip(0), own, other, best_translation(own, other))
+    torch.testing.assert_close(mixed, expected)
+
+
 @pytest.mark.parametrize("update_ratio", [1.0, 0.6])
 def test_the_same_seed_gives_the_same_bits(batch, small_net, update_ratio):
     x, y = batch()
@@ -354,11 +390,25 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"must return a scalar tensor, got \(6,\)"):
             SageMixup(num_classes=5, model=small_net(), loss_fn=loss_fn)(*batch())
 
-    @pytest.mark.parametrize("name", ["lambda_max", "update_ratio", "search_fraction"])
+    @pytest.mark.parametrize(
+        "name", ["lambda_max", "update_ratio", "saliency_fraction", "search_fraction"]
+    )
     @pytest.mark.parametrize("value", [0.0, 1.1, float("nan")])
     def test_settings_out_of_range(self, name, value):
         with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\], got"):
             SageMixup(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"saliency_size": 0}, "saliency_size must be at least 1, got 0"),
+            ({"saliency_size": 16, "update_ratio": 0.5}, "saliency_size=16 needs update_ratio=1"),
+            ({"saliency_dtype": torch.int8}, "saliency_dtype must be .* got torch.int8"),
+        ],
+    )
+    def test_settings_of_the_saliency(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            SageMixup(**settings)
 
     def test_an_unknown_search_or_mode(self):
         with pytest.raises(ValueError, match=r"search must be one of .* got 'best'"):

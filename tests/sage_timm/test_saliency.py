@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from sage_timm import saliency, saliency_from_gradient
@@ -37,17 +38,67 @@ def test_smooths_as_the_authors_do_at_32_pixels():
     torch.testing.assert_close(saliency_from_gradient(gradient), expected)
 
 
-def test_is_the_gradient_of_the_full_loss():
-    """For a linear classifier the gradient of the cross-entropy is known: W^T (softmax - y)."""
+def linear(height, width):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 6, 4, dtype=torch.float64))
-    images, targets = torch.randn(5, 3, 8, 6, dtype=torch.float64), torch.eye(4)[[0, 3, 1, 1, 2]]
-    maps = saliency(model, images, targets.double(), cross_entropy)
+    layer = nn.Linear(3 * height * width, 4, dtype=torch.float64)
+    return nn.Sequential(nn.Flatten(), layer), torch.eye(4)[[0, 3, 1, 1, 2]].double()
+
+
+def linear_gradient(model, images, targets):
+    """For a linear classifier the gradient of the cross-entropy is known: W^T (softmax - y)."""
     weight, bias = (p.detach().numpy() for p in model.parameters())
     logits = images.numpy().reshape(5, -1) @ weight.T + bias
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    gradient = ((softmax - targets.numpy()) @ weight).reshape(5, 3, 8, 6)
-    np.testing.assert_allclose(maps.numpy(), oracle(gradient), rtol=1e-9)
+    return ((softmax - targets.numpy()) @ weight).reshape(images.shape)
+
+
+def test_is_the_gradient_of_the_full_loss():
+    model, targets = linear(8, 6)
+    images = torch.randn(5, 3, 8, 6, dtype=torch.float64)
+    maps = saliency(model, images, targets, cross_entropy)
+    expected = oracle(linear_gradient(model, images, targets))
+    np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("height", "width", "small"), [(8, 6, (4, 3)), (7, 21, (3, 9))])
+def test_at_a_lower_resolution_is_the_enlarged_map_of_the_shrunk_image(height, width, small):
+    model, targets = linear(*small)
+    images = torch.randn(5, 3, height, width, dtype=torch.float64)
+    maps = saliency(model, images, targets, cross_entropy, size=min(small))
+    shrunk = v2.Resize(small)(images)
+    of_shrunk = torch.from_numpy(oracle(linear_gradient(model, shrunk, targets)))
+    expected = v2.Resize((height, width))(of_shrunk)
+    torch.testing.assert_close(maps, expected / expected.sum(dim=(2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("size", [9, 12])
+def test_a_size_that_is_not_smaller_changes_nothing(batch, small_net, size):
+    x, y = batch(width=9)
+    model = small_net()
+    expected = saliency(model, x, y, cross_entropy)
+    assert torch.equal(saliency(model, x, y, cross_entropy, size=size), expected)
+
+
+def test_a_model_that_does_not_take_the_size():
+    model, targets = linear(8, 6)
+    images = torch.randn(5, 3, 8, 6, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"does not take images of \(4, 3\) pixels, which .*size=3"
+    ):
+        saliency(model, images, targets, cross_entropy, size=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_type_is_that_of_autocast(batch, small_net, dtype):
+    x, y = batch()
+    model = small_net()
+    with torch.autocast("cpu", dtype):
+        expected = saliency(model, x, y, cross_entropy)
+    maps = saliency(model, x, y, cross_entropy, dtype=dtype)
+    assert torch.equal(maps, expected)
+    exact = saliency(model, x, y, cross_entropy)
+    assert not torch.equal(maps, exact)
+    torch.testing.assert_close(maps, exact, rtol=0.2, atol=1e-3)
 
 
 @settings(deadline=None)
