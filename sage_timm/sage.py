@@ -128,7 +128,7 @@ class Sage:
             RuntimeError: If no model is attached.
             ValueError: If the model or the loss does not fit the batch.
         """
-        maps = self._saliency(images, targets)
+        maps = self.maps(images, targets)
         lam = (lam * self.lambda_max).to(maps).view(-1, 1, 1, 1)
         # A uniform map says nothing of where the object is: such a pair gets plain mixup.
         uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
@@ -141,7 +141,7 @@ class Sage:
         mixed, _, label_weight = blend(images, images[partner], own, other, translation)
         return mixed, label_weight
 
-    def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
+    def maps(self, images: Tensor, targets: Tensor) -> Tensor:
         """Computes the maps of the images at the two ends of the batch; the rest is uniform.
 
         The ends, because timm mixes the first image with the last, and so on inwards; of an image
