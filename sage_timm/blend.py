@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sage_timm.translate import clear_uncovered, translated
 from sage_timm.zeta import zeta
 
 
@@ -44,31 +45,14 @@ def blend(
         )
     if translation.shape != (batch, 2):
         raise ValueError(f"translation must be {(batch, 2)}, got {tuple(translation.shape)}")
-    source, covered = _source_pixels(translation, height, width)
-    moved = _gather(saliency1, source)
-    total = saliency0 + moved + zeta(saliency0, saliency1)
-    mask = torch.where(covered, saliency0 / total, 1)
-    mixed = torch.lerp(_gather(image1, source), image0, mask.to(image0.dtype))
+    place = translation[:, None]
+    moved = translated(saliency1 + zeta(saliency0, saliency1), place)
+    moved = clear_uncovered(moved, place)[:, 0]
+    # Where image 1 does not reach, this is 1 even if image 0 has no saliency there.
+    own = saliency0.clamp_min(torch.finfo(saliency0.dtype).tiny)
+    mask = own / (own + moved)
+    weight = mask[:, 0].to(image0.dtype)
+    mixed = translated(image1, place)[:, 0]
+    for channel in range(mixed.shape[1]):  # a mask spread over channels-last pixels is slow to read
+        mixed[:, channel].lerp_(image0[:, channel], weight)
     return mixed, mask, mask.mean(dim=(1, 2, 3))
-
-
-def _source_pixels(translation: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """For each target pixel, where Eq. 3 reads it (flat ``[B, HW]``), and whether that exists."""
-    device = translation.device
-    rows = torch.arange(height, device=device) - translation[:, :1]
-    columns = torch.arange(width, device=device) - translation[:, 1:]
-    covered = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-        :, None, :
-    ]
-    source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    return source.flatten(1), covered[:, None]
-
-
-def _gather(images: Tensor, source: Tensor) -> Tensor:
-    batch, channels, height, width = images.shape
-    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
-        flat = images.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        index = source[:, :, None].expand(-1, -1, channels)
-        return flat.gather(1, index).view(batch, height, width, channels).permute(0, 3, 1, 2)
-    index = source[:, None].expand(-1, channels, -1)
-    return images.reshape(batch, channels, height * width).gather(2, index).view(images.shape)

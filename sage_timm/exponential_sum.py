@@ -1,7 +1,6 @@
 """The reciprocal as a short sum of exponentials, by which a quotient of two maps comes apart."""
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ class ExponentialSum(NamedTuple):
     """The largest relative error on the interval."""
 
 
-@cache
 def exponential_sum(terms: int, span: float) -> ExponentialSum:
     """Fits a sum of exponentials to ``1 / z`` on ``[1 / span, 1]``.
 

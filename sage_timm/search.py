@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sage_timm.exponential_sum import exponential_sum
+from sage_timm.translate import clear_uncovered, translated
 from sage_timm.zeta import zeta
 
 _TERMS = 5
 _SPAN = 100.0  # smoothed saliency is rarely further below its largest value, where it matters
+_RECIPROCAL = exponential_sum(_TERMS, _SPAN)
 _COARSE = 32  # maps are pooled until their shorter side is below
 _TRIED = 6  # local maxima of the coarse scores that are scored exactly
-_KEPT = 3  # of them, to be followed to the next finer level ...
-_KEPT_AFTER = 1  # ... and from there on
+_KEPT = 4  # of them, to be followed to the next finer level
+_UNMOVED = [(0, 0)]
+_NEIGHBOURS = [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
 
 
 def best_of_all_translations(saliency0: Tensor, saliency1: Tensor) -> Tensor:
@@ -37,18 +40,18 @@ def best_of_all_translations(saliency0: Tensor, saliency1: Tensor) -> Tensor:
     """
     levels = [(saliency0, saliency1)]
     while min(levels[-1][0].shape[2:]) >= _COARSE:
-        first, second = (F.avg_pool2d(maps, 2, ceil_mode=True) for maps in levels[-1])
-        levels.append((first, second))
+        levels.append((_pooled(levels[-1][0]), _pooled(levels[-1][1])))
     translations = _local_maxima(_approximate_gains(*levels[-1]))
     if len(levels) > 1:
-        translations, _ = _best(*levels[-1], translations, reach=0, keep=_KEPT)
-        for first, second in reversed(levels[1:-1]):
-            translations, _ = _best(first, second, 2 * translations, reach=1, keep=_KEPT_AFTER)
-        translations = 2 * translations
-    translations, gains = _best(saliency0, saliency1, translations, reach=1, keep=1)
-    unmoved = torch.zeros_like(translations)
-    _, gain_unmoved = _best(saliency0, saliency1, unmoved, reach=0, keep=1)
-    return torch.where(gain_unmoved >= gains, 0, translations[:, 0])
+        translations = 2 * _best(*levels.pop(), translations, _UNMOVED, keep=_KEPT)
+    while levels:
+        first, second = levels.pop()
+        unmoved = torch.zeros_like(translations[:, :1])
+        candidates = torch.cat((unmoved, translations), dim=1)
+        best = _best(first, second, candidates, _UNMOVED, keep=1)
+        best = _best(first, second, best, _NEIGHBOURS, keep=1)
+        translations = 2 * best
+    return best[:, 0]
 
 
 def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
@@ -63,10 +66,9 @@ def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
     largest = (a.amax(dim=(2, 3), keepdim=True) + b.amax(dim=(2, 3), keepdim=True)).clamp_min(
         torch.finfo(a.dtype).tiny
     )
-    approximation = exponential_sum(_TERMS, _SPAN)
     exponents, weights = (
-        values.to(a).view(-1, 1, 1) / largest
-        for values in (approximation.exponents, approximation.weights)
+        values.to(a.device, a.dtype, non_blocking=True).view(-1, 1, 1) / largest
+        for values in (_RECIPROCAL.exponents, _RECIPROCAL.weights)
     )
     of_a = torch.cat((torch.ones_like(a), -2 * weights * a * torch.exp(-exponents * a)), dim=1)
     of_b = torch.cat((b, b * torch.exp(-exponents * b)), dim=1)
@@ -93,50 +95,57 @@ def _local_maxima(gains: Tensor) -> Tensor:
 
 
 def _best(
-    saliency0: Tensor, saliency1: Tensor, translations: Tensor, reach: int, keep: int
-) -> tuple[Tensor, Tensor]:
-    """Scores translations ``[B, N, 2]`` and their neighbours exactly, and keeps the best.
-
-    Returns:
-        The translations ``[B, keep, 2]`` and their objective less ``sum(a)``, best first.
-    """
-    steps = torch.arange(-reach, reach + 1, device=translations.device)
-    candidates = translations[:, :, None] + torch.cartesian_prod(steps, steps).view(-1, 2)
+    saliency0: Tensor,
+    saliency1: Tensor,
+    translations: Tensor,
+    offsets: list[tuple[int, int]],
+    keep: int,
+) -> Tensor:
+    """The best of translations ``[B, N, 2]``, each with some offsets: ``[B, keep, 2]``."""
+    steps = torch.tensor(offsets).to(translations.device, non_blocking=True)
+    candidates = (translations[:, :, None] + steps).flatten(1, 2)
     within = [candidates[..., dim].abs() < size for dim, size in enumerate(saliency0.shape[2:])]
-    gains = _gains_around(saliency0, saliency1, translations, reach)
-    gains = torch.where(within[0] & within[1], gains, -math.inf).flatten(1)
-    gains, order = gains.topk(min(keep, gains.shape[1]))
-    return candidates.flatten(1, 2).gather(1, order[:, :, None].expand(-1, -1, 2)), gains
+    gains = _gains(saliency0, saliency1, translations, offsets).flatten(1)
+    gains = torch.where(within[0] & within[1], gains, -math.inf)
+    order = gains.topk(min(keep, gains.shape[1])).indices
+    return candidates.gather(1, order[:, :, None].expand(-1, -1, 2))
 
 
-def _gains_around(saliency0: Tensor, saliency1: Tensor, translations: Tensor, reach: int) -> Tensor:
-    """The exact objective less ``sum(a)`` at translations ``[B, N, 2]`` and their neighbours.
+def _gains(
+    saliency0: Tensor, saliency1: Tensor, translations: Tensor, offsets: list[tuple[int, int]]
+) -> Tensor:
+    """The exact objective less ``sum(a)`` at translations ``[B, N, 2]`` plus each of the offsets.
 
-    With ``p = b + zeta``, a pixel's gain ``(1 - M)(b - a)`` is ``p (2 p - zeta) / (a + p) - p``.
+    With ``p = b + zeta``, a pixel's gain ``(1 - M)(b - a)`` is
+    ``a (2 a + zeta) / (a + p) + p - (2 a + zeta)``, whose middle and last term need no division.
     Where image 1 does not reach, p is 0, and so is the gain.
 
     Returns:
-        ``[B, N, (2 reach + 1)^2]``, the neighbours in the order of their rows, then columns.
+        ``[B, N, len(offsets)]``.
     """
     height, width = saliency0.shape[2:]
+    border = max(abs(step) for offset in offsets for step in offset)
     offset = zeta(saliency0, saliency1)
     a = saliency0.clamp_min(torch.finfo(saliency0.dtype).tiny)
-    rows, columns = (
-        torch.arange(-reach, size + reach, device=a.device) - translations[:, :, dim, None]
-        for dim, size in enumerate((height, width))
-    )
-    there = ((rows >= 0) & (rows < height))[..., None] & ((columns >= 0) & (columns < width))[
-        :, :, None
-    ]
-    pairs = torch.arange(len(a), device=a.device).view(-1, 1, 1, 1)
-    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    moved = saliency1[:, 0][pairs, rows[..., None], columns[:, :, None]]
-    p = torch.where(there, moved + offset, 0)
-    numerator = p * (2 * p - offset)
+    p = translated(saliency1 + offset, translations, border)
+    p = clear_uncovered(p, translations, border)[:, :, 0]
+    last = 2 * a + offset
+    dividend = a * last
+    sums = p.unfold(3, width, 1).sum(dim=4).unfold(2, height, 1).sum(dim=4)
+    terms = p.new_empty(*p.shape[:2], height, width)
     gains = []
-    for down in range(2 * reach, -1, -1):  # moving down by one is looking one row further up
-        for right in range(2 * reach, -1, -1):
-            window = (..., slice(down, down + height), slice(right, right + width))
-            part = p[window]
-            gains.append((numerator[window] / (a + part)).sub_(part).sum(dim=(2, 3)))
-    return torch.stack(gains, dim=2)
+    for rows, columns in offsets:  # moving down by one is looking one row further up
+        down, right = border - rows, border - columns
+        torch.add(a, p[..., down : down + height, right : right + width], out=terms)
+        torch.div(dividend, terms, out=terms)
+        gains.append(terms.sum(dim=(2, 3)) + sums[..., down, right])
+    return torch.stack(gains, dim=2) - last.sum(dim=(2, 3))[..., None]
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """Sums squares of two by two pixels, a last odd one twice: ``[B, 1, ceil(H/2), ceil(W/2)]``."""
+    height, width = maps.shape[2:]
+    if height % 2 or width % 2:
+        maps = F.pad(maps, (0, width % 2, 0, height % 2), mode="replicate")
+    maps = maps[:, :, ::2] + maps[:, :, 1::2]
+    return maps[..., ::2] + maps[..., 1::2]
