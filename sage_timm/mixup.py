@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sage_timm.hooks import Loss
 from sage_timm.sage import Sage, Search
+from sage_timm.targets import check_range
 
 
 class SageMixup(Mixup):
@@ -53,7 +54,7 @@ class SageMixup(Mixup):
         search: ``"all"`` takes the best of all translations, ``"random"`` the best of a random
             share of them, as the authors do; ``"none"`` leaves the images where they are.
         search_fraction: That share, in (0, 1].
-        generator: CPU generator that draws the translations; torch's own if None.
+        generator: CPU generator that draws the random share; torch's own if None.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -155,11 +156,11 @@ class SageMixup(Mixup):
         # Element by element, timm's CutMix overwrites images that others are still mixed with.
         clean = x.clone() if self.cutmix_alpha > 0 and self.mode != "batch" else x
         lam = self._mix_by_timm(x)
-        sage_lam = torch.as_tensor(self._sage_lam, device=x.device)
+        sage_lam = torch.from_numpy(self._sage_lam).to(x.device, non_blocking=True)
         chosen = self._sage_lam != 1
         mixed = x
         if chosen.any():
-            by_sage = torch.as_tensor(chosen, device=x.device)
+            by_sage = torch.from_numpy(chosen).to(x.device, non_blocking=True)
             targets = self._targets(target, 1.0)
             translations = self._sage.draw_translations(x.shape[2], x.shape[3])
             mixed, weight = self._sage.mix(clean, targets, partner, sage_lam, translations)
@@ -219,10 +220,5 @@ class SageMixup(Mixup):
         wanted = (len(x), self.num_classes) if self.multi_label else (len(x),)
         if target.shape != wanted:
             raise ValueError(f"target must be {wanted}, got {tuple(target.shape)}")
-        if not self.multi_label and len(x):
-            smallest, largest = (int(v) for v in torch.aminmax(target))
-            if smallest < 0 or largest >= self.num_classes:
-                raise ValueError(
-                    f"target must be in [0, {self.num_classes}), got {smallest} to {largest}; "
-                    "check num_classes"
-                )
+        if not self.multi_label:
+            check_range("target", target, self.num_classes)

@@ -88,7 +88,7 @@ def best_translation(
         better = gain > best
         best = torch.where(better, gain, best)
         best_index = torch.where(better, index, best_index)
-    return translations.to(map0.device)[best_index]
+    return translations.to(map0.device, non_blocking=True)[best_index]
 
 
 def _window(maps: Tensor, rows: int, columns: int) -> Tensor:

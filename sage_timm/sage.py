@@ -36,12 +36,12 @@ class Sage:
         *,
         lambda_max: float,
         update_ratio: float,
-        saliency_size: int | None,
-        saliency_dtype: torch.dtype | None,
-        saliency_fraction: float,
         search: Search,
         search_fraction: float,
         generator: torch.Generator | None,
+        saliency_size: int | None = None,
+        saliency_dtype: torch.dtype | None = None,
+        saliency_fraction: float = 1.0,
     ) -> None:
         for name, value in (
             ("lambda_max", lambda_max),
@@ -129,15 +129,7 @@ class Sage:
             ValueError: If the model or the loss does not fit the batch.
         """
         maps = self.maps(images, targets)
-        lam = (lam * self.lambda_max).to(maps).view(-1, 1, 1, 1)
-        # A uniform map says nothing of where the object is: such a pair gets plain mixup.
-        uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
-        plain = uniform | uniform[partner]
-        mean = 1 / (maps.shape[2] * maps.shape[3])
-        own, other = (torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner]))
-        own, other = lam * own, (1 - lam) * other
-        translation = best_translation(own, other, translations)
-        translation = translation.masked_fill(plain[:, None], 0)
+        own, other, translation = arrange(maps, partner, lam * self.lambda_max, translations)
         mixed, _, label_weight = blend(images, images[partner], own, other, translation)
         return mixed, label_weight
 
@@ -175,3 +167,29 @@ class Sage:
         if self._clean and self.model is not None and self.loss_fn is not None:
             share_gradient(self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio)
             self._clean = []
+
+
+def arrange(
+    maps: Tensor, partner: Tensor, lam: Tensor, translations: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighs the maps of each image and its partner, and finds where to move the partner.
+
+    Args:
+        maps: ``[B, 1, H, W]``.
+        partner: ``[B]`` int64.
+        lam: The weight of each image's own map, ``[B]`` in [0, 1].
+        translations: ``[N, 2]``, those to choose from; all if None.
+
+    Returns:
+        Both weighted maps ``[B, 1, H, W]`` and the partner's translation ``[B, 2]``. A uniform map
+        says nothing of where the object is: pairs with one have two of them, and do not move, which
+        is plain mixup.
+    """
+    lam = lam.to(maps).view(-1, 1, 1, 1)
+    uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
+    plain = uniform | uniform[partner]
+    mean = 1 / (maps.shape[2] * maps.shape[3])
+    own, other = (torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner]))
+    own, other = lam * own, (1 - lam) * other
+    translation = best_translation(own, other, translations)
+    return own, other, translation.masked_fill(plain[:, None], 0)

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from sage_timm.hooks import Loss
 from sage_timm.sage import Sage, Search
+from sage_timm.targets import check_range
 
 
 class SageMix(v2.MixUp):
@@ -37,7 +38,7 @@ class SageMix(v2.MixUp):
             plain mixup, and their saliency is not computed.
         search: ``"all"``, ``"random"`` or ``"none"``, see :class:`sage_timm.SageMixup`.
         search_fraction: The share of all translations that ``"random"`` looks at, in (0, 1].
-        generator: CPU generator that draws the translations; torch's own if None.
+        generator: CPU generator that draws the random share; torch's own if None.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -112,12 +113,8 @@ class SageMix(v2.MixUp):
     def _mix(self, params: dict[str, Any]) -> tuple[Tensor, Tensor]:
         images, labels = params["images"].as_subclass(Tensor), params["labels"]
         self._check_image_or_video(images, batch_size=params["batch_size"])
-        if labels.ndim == 1 and len(labels):
-            smallest, largest = (int(v) for v in torch.aminmax(labels))
-            if smallest < 0 or largest >= (self.num_classes or 0):
-                raise ValueError(
-                    f"labels must be in [0, {self.num_classes}), got {smallest} to {largest}"
-                )
+        if labels.ndim == 1:
+            check_range("labels", labels, self.num_classes or 0)
         partner = torch.arange(-1, len(images) - 1, device=images.device) % len(images)
         clean: Tensor = self._mixup_label(labels, lam=1.0)
         if len(images) < 2:
