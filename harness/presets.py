@@ -16,7 +16,7 @@ def _papers(dataset: str, model: str, lambda_max: float, update_ratio: float) ->
         "model": model,
         "data": DataConfig(dataset=f"torch/{dataset}", batch_size=100),
         "schedule": _PAPERS_SCHEDULE,
-        "mixing": MethodConfig(lambda_max=lambda_max, update_ratio=update_ratio),
+        "mixing": MethodConfig(lambda_max=lambda_max, update_ratio=update_ratio, search="random"),
     }
 
 

@@ -82,7 +82,7 @@ class SageMixup(Mixup):
         saliency_size: int | None = None,
         saliency_dtype: torch.dtype | None = None,
         saliency_fraction: float = 1.0,
-        search: Search = "random",
+        search: Search = "all",
         search_fraction: float = 0.01,
         generator: torch.Generator | None = None,
     ) -> None:

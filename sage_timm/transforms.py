@@ -59,7 +59,7 @@ class SageMix(v2.MixUp):
         saliency_size: int | None = None,
         saliency_dtype: torch.dtype | None = None,
         saliency_fraction: float = 1.0,
-        search: Search = "random",
+        search: Search = "all",
         search_fraction: float = 0.01,
         generator: torch.Generator | None = None,
     ) -> None:

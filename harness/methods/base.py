@@ -32,7 +32,7 @@ class MethodConfig:
     """sage: the type in which autocast computes the saliency; as the step does if None."""
     saliency_fraction: float = 1.0
     """sage: the share of each batch that it mixes; the rest gets plain mixup."""
-    search: Literal["all", "random", "none"] = "random"
+    search: Literal["all", "random", "none"] = "all"
     """sage: which translations to choose from."""
     search_fraction: float = 0.01
     """sage: the share of all translations that search=random looks at."""

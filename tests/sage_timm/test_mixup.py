@@ -91,7 +91,7 @@ def test_the_elements_that_draw_cutmix_equal_timms(batch, small_net, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("search", ["random", "none"])
+@pytest.mark.parametrize("search", ["all", "random", "none"])
 def test_composes_the_public_functions_with_timms_weights(batch, small_net, mode, search):
     """The whole of Sec. 3 for each pair, with the weights and the translations drawn again."""
     x, y = batch(dtype=torch.float64)
@@ -107,11 +107,11 @@ def test_composes_the_public_functions_with_timms_weights(batch, small_net, mode
     else:
         lam = timm_mixup._params_per_elem(3 if mode == "pair" else 6)[0].astype(np.float64)
         lam = np.concatenate((lam, lam[::-1])) if mode == "pair" else lam
-    candidates = (
-        random_translations(12, 9, 0.1)
-        if search == "random"
-        else torch.zeros(1, 2, dtype=torch.int64)
-    )
+    candidates = {
+        "all": None,
+        "random": random_translations(12, 9, 0.1),
+        "none": torch.zeros(1, 2, dtype=torch.int64),
+    }[search]
     clean = mixup_target(y, 5, 1.0, 0.1)
     maps = saliency(model, x, clean, SoftTargetCrossEntropy())
     weight = 0.7 * torch.from_numpy(lam).view(-1, 1, 1, 1)
@@ -293,7 +293,11 @@ def test_a_generator_draws_the_translations(batch, small_net):
         np.random.seed(0)
         torch.manual_seed(torch_seed)
         generator = torch.Generator().manual_seed(7)
-        results.append(SageMixup(num_classes=5, model=model, generator=generator)(x.clone(), y))
+        results.append(
+            SageMixup(num_classes=5, model=model, search="random", generator=generator)(
+                x.clone(), y
+            )
+        )
     assert_equal(*results)
 
 

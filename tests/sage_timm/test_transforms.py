@@ -46,7 +46,8 @@ def test_composes_the_public_functions(batch, small_net):
     x, y = batch(dtype=torch.float64)
     model = small_net(dtype=torch.float64)
     torch.manual_seed(3)
-    transform = SageMix(alpha=0.7, num_classes=5, model=model, lambda_max=0.6, search_fraction=0.1)
+    options = {"lambda_max": 0.6, "search": "random", "search_fraction": 0.1}
+    transform = SageMix(alpha=0.7, num_classes=5, model=model, **options)
     images, labels = transform(x, y)
 
     torch.manual_seed(3)
