@@ -117,9 +117,11 @@ def measure_agreement(
 
 
 def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives the weighted maps ``[B, 1, H, W]`` of each image and of its reverse, as SAGE does.
+    """Decides, as SAGE does, how to mix each image with its reverse in the batch.
 
-    And the best ``[B, 2]`` of the ``translations [N, 2]``; of all, by FFT, if None.
+    Returns:
+        Both images' weighted maps ``[B, 1, H, W]``, and the best ``[B, 2]`` of the translations
+        ``[N, 2]``; of all, by FFT, if None.
     """
     # As Sage.mix does: a pair of which one has a uniform map gets plain mixup.
     uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))

@@ -157,7 +157,8 @@ def pairs_in_float64(trained):
     model = load_model(TINY, trained, len(glyphs.classes), CPU).train()
     data_config = resolve_data_config({}, model=model)
     pixels = torch.from_numpy(glyphs.images[chosen]).permute(0, 3, 1, 2)
-    images = normalised(pixels, data_config["mean"], data_config["std"])
+    # In the loader's layout: bfloat16 rounds otherwise in another.
+    images = normalised(pixels.contiguous(), data_config["mean"], data_config["std"])
     targets = mixup_target(torch.tensor(glyphs.targets)[chosen], len(glyphs.classes))
     batches = []
     for x, y, lam in zip(
