@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from harness.commands.agreement import Agreement
 from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
 from harness.commands.overhead import Overhead
@@ -23,6 +24,7 @@ def main() -> None:
             | Annotated[Robustness, subcommand("robustness")]
             | Annotated[Overhead, subcommand("overhead")]
             | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
+            | Annotated[Agreement, subcommand("agreement", default=preset_of(Agreement))]
             | Annotated[Report, subcommand("report")]
             | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
             prog="python -m harness",

@@ -14,7 +14,8 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "robustness", "overhead", "foreground", "report", "gallery"]
+    "command",
+    ["train", "robustness", "overhead", "foreground", "agreement", "report", "gallery"],
 )
 def test_help_has_examples(command):
     result = run(command, "--help")

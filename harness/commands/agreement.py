@@ -1,0 +1,66 @@
+"""``python -m harness agreement``."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from scipy.stats import t as student
+
+from harness.agreement import MEASURES, SALIENCY, measure_agreement, variants
+from harness.commands.settings import Settings
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Agreement(Settings):
+    """Measure what cheaper saliency and cheaper searches cost in agreement with the full method.
+
+    Appends one line a variant to OUT/agreement.jsonl, and prints a table; what stands there already
+    is skipped. The saliency is that of a network trained by the same settings; it is trained first
+    where OUT does not hold it.
+
+    Usage examples:
+
+      python -m harness agreement --epochs 15 --out runs/agreement
+
+      python -m harness agreement --sizes 16 --dtypes bfloat16 --fractions 0.25 0.5 --pairs 2000
+    """
+
+    method: str = "none"
+    """The method that the network is trained with."""
+    seed: int = 0
+    """Seed of the network, of the images, of their weights and of the random translations."""
+    pairs: int = 1_000
+    """The number of pairs, a multiple of the batch size."""
+    sizes: tuple[int, ...] = (8, 16, 24)
+    """Pixels of the shorter side to which images are shrunk for their saliency."""
+    dtypes: tuple[Literal["bfloat16", "float16"], ...] = ("bfloat16", "float16")
+    """Types in which autocast computes the saliency."""
+    fractions: tuple[float, ...] = (0.5,)
+    """Shares of the batch whose saliency is computed."""
+
+    def __call__(self) -> None:
+        run, device = self.run(self.method, self.seed), torch.device(self.device)
+        listed = variants(run, self.sizes, self.dtypes, self.fractions)
+        print(table(measure_agreement(run, listed, self.out, self.pairs, device)))
+        print(f"results: {self.out / 'agreement.jsonl'}")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Makes a Markdown table of the lines: means, their 95 % intervals, and the worst pair."""
+    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
+    rows = [[*header, "same translation"], ["---"] * 7]
+    for line in lines:
+        size, dtype, fraction = (line[name] for name in SALIENCY)
+        saliency = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
+        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
+        row = [f"{size} pixels" if size else saliency, line["search"] + share]
+        batches = line["pairs"] // line["config"]["data"]["batch_size"]
+        quantile = student.ppf((1 + _CONFIDENCE) / 2, batches - 1)
+        for name in MEASURES:
+            row.append(f"{line[name]:.4f} ± {quantile * line['standard_error'][name]:.4f}")
+            if name in line["worst"]:
+                row.append(f"{line['worst'][name]:.4f}")
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
