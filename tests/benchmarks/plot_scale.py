@@ -6,20 +6,24 @@ python tests/benchmarks/plot_scale.py scale.json scale.png
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from harness.report.style import LIGHT
 
-_AXES = (("size", "image size, pixels a side"), ("batch_size", "batch size"))
-_COLOURS = {"mixing": LIGHT.sage, "saliency": LIGHT.others[1]}
-_LABELS = {"mixing": "search of all and blend", "saliency": "gradient to maps"}
-_LINES = {"contiguous": ("-", "o"), "channels last": ("--", "s")}
+_PARTS = {
+    "mixing": (LIGHT.sage, "search of all and blend"),
+    "saliency": (LIGHT.others[1], "maps from the gradient"),
+}
+_LAYOUTS = {"contiguous": ("-", "o"), "channels last": ("--", "s")}
+_REFERENCE = {"color": "#888888", "linewidth": 1.0, "linestyle": ":"}
+
+Fact = dict[str, Any]
 
 
 def main() -> None:
@@ -34,50 +38,56 @@ def main() -> None:
         draw(facts).savefig(paths.png, dpi=150, metadata={"Software": None})
 
 
-def draw(facts: list[dict]) -> Figure:
+def draw(facts: list[Fact]) -> Figure:
     """Draws time against image size on the left, against batch size on the right."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    fixed = [_commonest(line[name] for line in facts) for name, _ in reversed(_AXES)]
-    for panel, (name, label), (other, _), value in zip(
-        panels, _AXES, reversed(_AXES), fixed, strict=True
-    ):
-        lines = sorted((f for f in facts if f[other] == value), key=lambda f: f[name])
-        _draw_panel(panel, lines, name)
-        panel.set(xlabel=label)
-    panels[0].set(title=f"{fixed[0]} images", ylabel="milliseconds an image")
-    panels[1].set(title=f"{fixed[1]} × {fixed[1]} pixels")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    by_size, by_batch_size = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    batch_size, size = (
+        _commonest([fact[name] for fact in facts]) for name in ("batch_size", "size")
+    )
+    _draw_panel(by_size, [fact for fact in facts if fact["batch_size"] == batch_size], "size")
+    _draw_panel(by_batch_size, [fact for fact in facts if fact["size"] == size], "batch_size")
+    by_size.set(
+        title=f"batch of {batch_size}",
+        xlabel="image size, pixels a side",
+        ylabel="milliseconds an image",
+    )
+    by_size.yaxis.set_major_formatter("{x:g}")
+    by_batch_size.set(title=f"{size} × {size} pixels", xlabel="batch size")
+    handles, labels = by_size.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def _draw_panel(panel: Axes, lines: list[dict], name: str) -> None:
-    places = sorted({line[name] for line in lines})
+def _draw_panel(panel: Axes, facts: list[Fact], name: str) -> None:
     panel.set(xscale="log", yscale="log")
-    for part, colour in _COLOURS.items():
-        for layout, (line, marker) in _LINES.items():
-            points = [f for f in lines if (f["part"], f["layout"]) == (part, layout)]
+    places = sorted({fact[name] for fact in facts})
+    growth = [(place / places[0]) ** 2 if name == "size" else 1 for place in places]
+    anchor = 0 if name == "size" else -1  # in a large batch, an image costs what it costs itself
+    for part, (colour, label) in _PARTS.items():
+        for layout, (line, marker) in _LAYOUTS.items():
+            found = [fact for fact in facts if (fact["part"], fact["layout"]) == (part, layout)]
+            times = {fact[name]: fact["milliseconds_an_image"] for fact in found}
             panel.plot(
-                [f[name] for f in points],
-                [f["milliseconds_an_image"] for f in points],
+                places,
+                [times[place] for place in places],
                 color=colour,
                 linestyle=line,
                 marker=marker,
                 markersize=4,
-                label=f"{_LABELS[part]}, {layout}",
+                label=f"{label}, {layout}",
             )
-        start = next(f for f in lines if f["part"] == part)["milliseconds_an_image"]
-        growth = [(place / places[0]) ** 2 if name == "size" else 1 for place in places]
-        panel.plot(places, [start * g for g in growth], color="#888888", linewidth=0.8)
+            if layout == "contiguous":
+                start = times[places[anchor]]
+                reference = panel.plot(places, [start * g for g in growth], **_REFERENCE)
+    reference[0].set_label("in proportion to the pixels")
     panel.xaxis.set(
-        major_locator=FixedLocator(places),
-        minor_locator=NullLocator(),
-        major_formatter=StrMethodFormatter("{x:.0f}"),
+        major_locator=FixedLocator(places), minor_locator=NullLocator(), major_formatter="{x:.0f}"
     )
+    panel.tick_params(axis="x", labelsize=8)
 
 
-def _commonest(values: Iterable[int]) -> int:
-    values = list(values)
+def _commonest(values: list[int]) -> int:
     return max(values, key=values.count)
 
 
