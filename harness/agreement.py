@@ -26,10 +26,11 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.data import Splits, Subset, load_splits, make_loader
 from harness.methods.base import MethodConfig
+from harness.methods.sage import own_settings
 from harness.results import append_result, read_results
 from harness.train import device_name, load_model, train
-from sage_timm import best_translation, blend, random_translations, saliency
-from sage_timm.sage import Sage
+from sage_timm import blend, random_translations, saliency
+from sage_timm.sage import Sage, arrange
 
 MEASURES = ("rank_correlation", "objective_reached", "same_translation")
 SALIENCY = ("saliency_size", "saliency_dtype", "saliency_fraction")
@@ -123,11 +124,8 @@ def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tens
         Both images' weighted maps ``[B, 1, H, W]``, and the best ``[B, 2]`` of the translations
         ``[N, 2]``; of all, by FFT, if None.
     """
-    # As Sage.mix does: a pair of which one has a uniform map gets plain mixup.
-    uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
-    plain = (uniform | uniform.flip(0)).view(-1, 1, 1, 1)
-    own, other = _weighted(torch.where(plain, maps.mean(dim=(2, 3), keepdim=True), maps), lam)
-    return own, other, best_translation(own, other, translations).masked_fill(plain[..., 0, 0], 0)
+    partner = torch.arange(len(maps) - 1, -1, -1, device=maps.device)
+    return arrange(maps, partner, lam, translations)
 
 
 def objective(maps: Tensor, lam: Tensor, decision: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -152,17 +150,9 @@ def _checked_splits(config: RunConfig, pairs: int) -> Splits:
 
 
 def _sage(mixing: MethodConfig, seed: int = 0) -> Sage:
-    dtype = mixing.saliency_dtype
-    return Sage(
-        lambda_max=mixing.lambda_max,
-        update_ratio=1.0,  # concerns the step after the mix
-        saliency_size=mixing.saliency_size,
-        saliency_dtype=None if dtype is None else getattr(torch, dtype, dtype),
-        saliency_fraction=mixing.saliency_fraction,
-        search=mixing.search,
-        search_fraction=mixing.search_fraction,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    # The update ratio concerns the step after the mix.
+    settings = own_settings(replace(mixing, update_ratio=1.0))
+    return Sage(**settings, generator=torch.Generator().manual_seed(seed))
 
 
 def _weighted(maps: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from harness.config import RunConfig
 from harness.data import Splits, load_splits, make_loader
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig, normalised, unnormalised
+from harness.methods.sage import own_settings
 from harness.train import load_model
 from sage_timm import best_translation, blend, saliency
 from sage_timm.sage import Sage
@@ -95,13 +96,8 @@ def _sage_columns(
     maps = saliency(model, images, mixup_target(targets, classes), SoftTargetCrossEntropy())
     lam = mixing.lambda_max / 2
     saliency0, saliency1 = lam * maps[:pairs], (1 - lam) * maps[other]
-    sage = Sage(
-        lambda_max=mixing.lambda_max,
-        update_ratio=mixing.update_ratio,
-        search=mixing.search,
-        search_fraction=mixing.search_fraction,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    sage = Sage(**own_settings(mixing), generator=generator)
     translations = sage.draw_translations(*images.shape[2:])
     translation = best_translation(saliency0, saliency1, translations)
     mixed, mask, _ = blend(images[:pairs], images[other], saliency0, saliency1, translation)
