@@ -111,7 +111,9 @@ def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
     found = []
     for method, own in methods:
         differing = _differing([settings for name, settings in methods if name == method])
-        found.append(", ".join((method, *(f"{n} {own[n]}" for n in differing if n in own))))
+        found.append(
+            ", ".join((method, *(f"{n} {own[n]}" for n in differing if own.get(n) is not None)))
+        )
     return found
 
 
