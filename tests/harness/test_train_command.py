@@ -118,7 +118,8 @@ class TestPresets:
     )
     def test_the_papers_settings_reach_the_run(self, name, lambda_max, ratio):
         run = Settings(preset=name, **PRESETS[name]).run("sage", 0)
-        assert run.mixing == MethodConfig(lambda_max=lambda_max, update_ratio=ratio)
+        mixing = {"lambda_max": lambda_max, "update_ratio": ratio}
+        assert run.mixing == MethodConfig(**mixing, search="random", search_fraction=0.01)
         assert (run.schedule.epochs, run.schedule.lr, run.schedule.weight_decay) == (300, 0.2, 1e-4)
         assert (run.schedule.sched, run.schedule.decay_milestones) == ("multistep", (100, 200))
         assert (run.data.batch_size, run.data.train_size) == (100, None)
