@@ -211,8 +211,7 @@ def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Op
 def average_gradients(model: nn.Module, devices: int) -> None:
     """Averages the gradients over all processes.
 
-    Not by ``DistributedDataParallel``, which knows nothing of gradients that do not come from the
-    loop's own backward pass, as the clean one of SAGE.
+    Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
     """
     for parameter in model.parameters():
         if parameter.grad is not None:

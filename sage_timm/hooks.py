@@ -7,10 +7,12 @@ parameter gradient, which a training step can share.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -52,7 +54,7 @@ def input_gradient(
         ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
             images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
     """
-    with _buffers_restored(model), _saliency_pass(), torch.enable_grad():
+    with _alone(model), _buffers_restored(model), _saliency_pass(), torch.enable_grad():
         leaf = images.detach().requires_grad_()
         logits = model(leaf)
         loss = _checked_loss(logits, targets, loss_fn)
@@ -88,13 +90,15 @@ def share_gradient(
     A forward hook waits for the model's next forward pass that records gradients, and removes
     itself then; a gradient that still waits from before is dropped. When the training loop
     calls ``backward()`` on its loss, the gradient at the logits is multiplied by ``update_ratio``,
-    and ``1 - update_ratio`` times the clean gradient is added to the ``.grad`` of each parameter.
-    So the step's gradient is ``(1 - ratio) * clean + ratio * mixed``, the loss that the loop logs
-    is not scaled, and it does not matter where the loop calls ``zero_grad()``.
+    and ``1 - update_ratio`` times the clean gradient is added to the ``.grad`` of each parameter,
+    before the mixed one is: ``DistributedDataParallel`` averages their sum. So the step's gradient
+    is ``(1 - ratio) * clean + ratio * mixed``, the loss that the loop logs is not scaled, and it
+    does not matter where the loop calls ``zero_grad()``.
 
     A factor that the loop puts on its loss (a ``GradScaler``'s, or one over the number of
     accumulated batches) is found by comparing the gradient that arrives with the one that
-    ``loss_fn`` gives, and put on the clean gradient as well.
+    ``loss_fn`` gives, and put on the clean gradient as well. A clean gradient that is not finite
+    somewhere, as half precision may make it, is not shared: then the step is the mixed loss's.
 
     Args:
         model: The model that the training loop calls.
@@ -116,14 +120,16 @@ def share_gradient(
             (expected,) = torch.autograd.grad(loss_fn(leaf, mixed_targets), leaf)
 
         def at_backward(gradient: Tensor) -> Tensor:
+            finite = torch.stack([value.isfinite().all() for _, value in clean]).all()
             factor = (1 - update_ratio) * _ratio(gradient, expected)
             for parameter, clean_gradient in clean:
                 share = clean_gradient * factor.to(clean_gradient.dtype)
+                share = torch.where(finite, share, 0)
                 if parameter.grad is None:
                     parameter.grad = share
                 else:
                     parameter.grad.add_(share)
-            return gradient * update_ratio
+            return torch.where(finite, gradient * update_ratio, gradient)
 
         logits.register_hook(at_backward)
 
@@ -152,6 +158,19 @@ def _saliency_pass() -> Iterator[None]:
         yield
     finally:
         _in_saliency_pass.reset(token)
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Keeps synchronised batch norm from waiting for other processes, which may mix otherwise."""
+    synchronised = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+    try:
+        for module in synchronised:
+            module.forward = partial(_BatchNorm.forward, module)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in synchronised:
+            del module.forward
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class SageMixup(Mixup):
 
         Args:
             model: The module that the training loop calls, mapping ``[B, C, H, W]`` to logits
-                ``[B, num_classes]``.
+                ``[B, num_classes]``; of ``DistributedDataParallel``, what it wraps is taken.
             loss_fn: See the class.
 
         Returns:

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sage_timm.blend import blend
 from sage_timm.hooks import Loss, drop_shared_gradient, share_gradient
@@ -82,7 +83,8 @@ class Sage:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.forget()
-        self.model = model
+        # What it wraps: its reducer must not see the saliency pass.
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.loss_fn = loss_fn
 
     def forget(self) -> None:

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
@@ -203,6 +205,44 @@ def test_accumulated_batches_share_their_gradients(small_net, batch):
         (SoftTargetCrossEntropy()(model(mixed), targets) / 2).backward()
     for parameter, wanted in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-6, atol=1e-9)
+
+
+class _OverflowsOnce(torch.autograd.Function):
+    """As half precision may, in the first backward pass alone: that of the saliency."""
+
+    @staticmethod
+    def forward(ctx, x, calls):
+        ctx.calls = calls
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.calls.append(1)
+        return gradient * (torch.inf if len(ctx.calls) == 1 else 1), None
+
+
+@pytest.mark.parametrize("update_ratio", [1.0, 0.5])
+def test_an_overflow_in_the_saliency_pass_costs_that_step_its_sage(small_net, batch, update_ratio):
+    model, x, y = small_net(), *batch()
+    calls = []
+    model.norm.register_forward_hook(lambda _m, _x, out: _OverflowsOnce.apply(out, calls))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=update_ratio)
+    np.random.seed(0)
+    mixed, targets = mixup_fn(x.clone(), y)
+    assert len(calls) == 1
+    np.random.seed(0)
+    plain = Mixup(num_classes=5)(x.clone(), y)
+    torch.testing.assert_close((mixed, targets), plain, rtol=1e-4, atol=1e-5)
+    expected = gradient(model, mixed, targets)
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler.scale(SoftTargetCrossEntropy()(model(mixed), targets)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 4.0
+    for p, was, mixed_gradient in zip(model.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(p.detach(), was - 0.5 * mixed_gradient)
 
 
 def test_a_validation_pass_in_between_does_not_use_the_gradient_up(small_net, batch):
