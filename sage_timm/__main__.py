@@ -1,0 +1,9 @@
+"""``python -m sage_timm TRAIN_SCRIPT``: a train script of timm's, with SAGE in Mixup's place."""
+
+import sys
+
+from sage_timm.launcher import launch
+from sage_timm.options import parse
+
+if __name__ == "__main__":
+    launch(parse(sys.argv[1:]))
