@@ -127,6 +127,7 @@ class SageMixup(Mixup):
 
         Raises:
             TypeError: If ``model`` is not a module.
+            ValueError: If ``model`` is a TorchScript module and ``update_ratio`` below 1.
         """
         if loss_fn is None:
             loss_fn = nn.BCEWithLogitsLoss() if self.multi_label else SoftTargetCrossEntropy()

@@ -82,6 +82,11 @@ class Sage:
         """Sets the model and the loss whose gradients give the saliency."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, torch.jit.ScriptModule) and self.update_ratio < 1:
+            raise ValueError(
+                f"update_ratio={self.update_ratio} needs a forward hook, which a TorchScript "
+                "module does not take: use update_ratio=1, or do not script the model"
+            )
         self.forget()
         # What it wraps: its reducer must not see the saliency pass.
         self.model = model.module if isinstance(model, DistributedDataParallel) else model

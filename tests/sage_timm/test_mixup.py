@@ -414,6 +414,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             SageMixup(**settings)
 
+    def test_a_shared_gradient_of_a_scripted_model(self, small_net, batch):
+        model = torch.jit.script(small_net())
+        with pytest.raises(ValueError, match=r"update_ratio=0\.5 needs a forward hook"):
+            SageMixup(num_classes=5, model=model, update_ratio=0.5)
+        expected = by_sage(*batch(), small_net())
+        torch.testing.assert_close(by_sage(*batch(), model), expected)
+
     def test_an_unknown_search_or_mode(self):
         with pytest.raises(ValueError, match=r"search must be one of .* got 'best'"):
             SageMixup(search="best")
