@@ -82,10 +82,14 @@ def saliency_pass(
             f"the attached model does not take images of {tuple(small.shape[2:])} pixels, which "
             f"the saliency's size={size} makes of {tuple(images.shape[2:])}: {error}"
         ) from error
-    maps = F.interpolate(
-        saliency_from_gradient(gradient.images), size=images.shape[2:], mode="bilinear"
-    )
-    return SaliencyPass(maps / maps.sum(dim=(2, 3), keepdim=True), gradient.parameters)
+    maps = saliency_from_gradient(gradient.images)
+    height, width = images.shape[2:]
+    enlarged = F.interpolate(maps, size=(height, width), mode="bilinear")
+    enlarged = enlarged / enlarged.sum(dim=(2, 3), keepdim=True)
+    # A uniform map stays exactly uniform, by which pairs without saliency are known.
+    uniform = maps.amax(dim=(2, 3), keepdim=True) == maps.amin(dim=(2, 3), keepdim=True)
+    enlarged = torch.where(uniform, 1 / (height * width), enlarged)
+    return SaliencyPass(enlarged, gradient.parameters)
 
 
 def saliency_from_gradient(gradient: Tensor) -> Tensor:

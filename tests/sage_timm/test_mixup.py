@@ -218,11 +218,12 @@ class _WithBadGradient(nn.Module):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
-def test_a_pair_without_a_usable_gradient_gets_plain_mixup(batch, small_net, mode, bad):
+@pytest.mark.parametrize("size", [None, 5])
+def test_a_pair_without_a_usable_gradient_gets_plain_mixup(batch, small_net, mode, bad, size):
     x, y = batch()
     model = small_net()
-    good = by_sage(x, y, model, mode=mode)
-    got = by_sage(x, y, _WithBadGradient(model, 1, bad), mode=mode)
+    good = by_sage(x, y, model, mode=mode, saliency_size=size)
+    got = by_sage(x, y, _WithBadGradient(model, 1, bad), mode=mode, saliency_size=size)
     plain = by_timm(x, y, mode=mode)
     for index in range(6):
         expected = plain if index in (1, 4) else good
