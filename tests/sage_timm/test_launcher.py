@@ -75,8 +75,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("prefetcher", [True, False])
-@pytest.mark.parametrize("update_ratio", ["1.0", "0.6"])
+@pytest.mark.parametrize(("prefetcher", "update_ratio"), [(True, "0.6"), (False, "1.0")])
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_trains_with_each_option_of_the_script(run, caplog, options, update_ratio, prefetcher):
     caplog.set_level(logging.INFO, "sage_timm")
