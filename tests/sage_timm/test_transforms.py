@@ -64,6 +64,21 @@ def test_composes_the_public_functions(batch, small_net):
     torch.testing.assert_close(labels, expected_labels, check_dtype=False)
 
 
+def test_a_share_of_the_batch_is_mixed_by_sage_and_the_rest_by_mixup(batch, small_net):
+    """Images 0 to 2 and 7 to 9 have maps; of an image and the one before it, both need one."""
+    x, y = batch(count=10)
+    model = small_net()
+    torch.manual_seed(0)
+    images, labels = SageMix(num_classes=5, model=model, saliency_fraction=0.6)(x, y)
+    torch.manual_seed(0)
+    plain, plain_labels = v2.MixUp(num_classes=5)(x, y)
+    rest = [3, 4, 5, 6, 7]
+    torch.testing.assert_close(images[rest], plain[rest], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(labels[rest], plain_labels[rest], rtol=1e-4, atol=1e-5)
+    for index in (0, 1, 2, 8, 9):
+        assert not torch.allclose(images[index], plain[index], atol=1e-3)
+
+
 def test_takes_what_v2_mixup_takes(batch, small_net):
     """A structure of one's own, image tensors of torchvision's type, labels in probabilities."""
     x, y = batch()
