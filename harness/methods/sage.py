@@ -2,11 +2,22 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from harness.methods.base import MethodConfig, register
 from sage_timm import SageMixup
+from sage_timm.options import settings
+
+OWN_SETTINGS = (
+    "lambda_max",
+    "update_ratio",
+    "saliency_size",
+    "saliency_dtype",
+    "saliency_fraction",
+    "search",
+    "search_fraction",
+)
+"""The settings that no other method reads."""
 
 
 @register("sage")
@@ -23,14 +34,5 @@ def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: i
 
 
 def own_settings(config: MethodConfig) -> dict[str, Any]:
-    """What the settings say to SAGE alone, by the names that the library gives it."""
-    dtype = config.saliency_dtype
-    return {
-        "lambda_max": config.lambda_max,
-        "update_ratio": config.update_ratio,
-        "saliency_size": config.saliency_size,
-        "saliency_dtype": None if dtype is None else getattr(torch, dtype),
-        "saliency_fraction": config.saliency_fraction,
-        "search": config.search,
-        "search_fraction": config.search_fraction,
-    }
+    """What the settings say to SAGE alone, as the library's keyword arguments."""
+    return settings({name: getattr(config, name) for name in OWN_SETTINGS})

@@ -7,17 +7,9 @@ from typing import Any
 
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
+from harness.methods.sage import OWN_SETTINGS
 from harness.report.read import Line, Lines
 
-_OF_SAGE = (
-    "lambda_max",
-    "update_ratio",
-    "saliency_size",
-    "saliency_dtype",
-    "saliency_fraction",
-    "search",
-    "search_fraction",
-)
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs")
 
 
@@ -103,7 +95,7 @@ def own_settings(method: str, mixing: dict[str, Any]) -> dict[str, Any]:
     """
     if not method.startswith("sage") or not mixing:
         return {}
-    return {name: mixing.get(name, getattr(MethodConfig, name)) for name in _OF_SAGE}
+    return {name: mixing.get(name, getattr(MethodConfig, name)) for name in OWN_SETTINGS}
 
 
 def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -124,7 +116,7 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
     if config is not None:
         config = {k: v for k, v in config.items() if k not in ("method", "seed")}
         mixing = config.get("mixing", {})
-        config["mixing"] = {k: v for k, v in mixing.items() if k not in _OF_SAGE}
+        config["mixing"] = {k: v for k, v in mixing.items() if k not in OWN_SETTINGS}
         own = own_settings(line["method"], mixing)
     setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
     for runs in setting.methods:
