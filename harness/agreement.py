@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.data import Splits, Subset, load_splits, make_loader
+from harness.device import device_name
 from harness.methods.base import MethodConfig
 from harness.methods.sage import own_settings
 from harness.results import append_result, read_results
-from harness.train import device_name, load_model, train
+from harness.train import load_model, train
 from sage_timm import blend, random_translations, saliency
 from sage_timm.sage import Sage, arrange
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import timm
 
@@ -48,6 +48,12 @@ class RunConfig:
     amp: Amp = "none"
     compile: bool = False
     devices: int = 1
+
+    PARTS: ClassVar[dict[str, type]] = {
+        "data": DataConfig,
+        "schedule": ScheduleConfig,
+        "mixing": MethodConfig,
+    }
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
@@ -95,26 +101,24 @@ class RunConfig:
         Raises:
             ValueError: If a setting is unknown here, or does not fit.
         """
-        parts: dict[str, Any] = {
-            "data": DataConfig,
-            "schedule": ScheduleConfig,
-            "mixing": MethodConfig,
-        }
-        settings = {k: v for k, v in identity.items() if k not in parts}
-        for name, part in parts.items():
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity[name].items()}
+        values = dict(identity)
+        for name, part in cls.PARTS.items():
+            settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
             if name == "data":
-                values.pop("fingerprint", None)
-                values["data_dir"] = data_dir
-            try:
-                settings[name] = part(**values)
-            except TypeError as error:
-                raise ValueError(
-                    f"config[{name!r}] was written by another version: {error}"
-                ) from error
-        return cls(**settings)
+                settings.pop("fingerprint", None)
+                settings["data_dir"] = data_dir
+            values[name] = _made(part, settings, f"config[{name!r}]")
+        made: RunConfig = _made(cls, values, "config")
+        return made
 
     def name(self) -> str:
         """A file name of its own for each identity."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
         return f"{self.method}-seed{self.seed}-{digest[:10]}"
+
+
+def _made(kind: type, settings: dict[str, Any], name: str) -> Any:
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ValueError(f"{name} was written by another version or command: {error}") from error

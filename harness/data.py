@@ -3,9 +3,9 @@
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,19 @@ class DataConfig:
     """Images in a batch, of all devices together."""
     workers: int = 0
     """Processes that load data."""
+
+
+class Source(NamedTuple):
+    """Where a data set that timm does not know comes from."""
+
+    open: Callable[[DataConfig, str], Any]
+    """Opens a split: pairs of a PIL image and a class index, with ``targets`` and ``classes``."""
+    hflip: float
+    """Probability of a horizontal flip in training."""
+
+
+DATASETS: dict[str, Source] = {}
+"""Data sets beside timm's, by name; whoever reads this package may add to them."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     classes = _classes(train, targets)
     if config.train_size:
         train = Subset(train, balanced_indices(targets, config.train_size, seed))
-    return Splits(train, validation, classes, hflip=0.5)
+    hflip = DATASETS[config.dataset].hflip if config.dataset in DATASETS else 0.5
+    return Splits(train, validation, classes, hflip)
 
 
 @functools.cache
@@ -202,6 +216,8 @@ def make_loader(
 
 
 def _open(config: DataConfig, split: str, seed: int, training: bool) -> Any:
+    if config.dataset in DATASETS:
+        return DATASETS[config.dataset].open(config, split)
     try:
         return create_dataset(
             config.dataset,

@@ -34,11 +34,12 @@ from torch.autograd import forward_ad
 from tqdm import tqdm
 
 from harness.config import RunConfig
+from harness.device import device_name
 from harness.glyphs import CLASSES, Glyphs
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, normalised
 from harness.results import append_result, read_results
-from harness.train import device_name, load_model
+from harness.train import load_model
 
 MEASURES = (
     "foreground_kept_0",

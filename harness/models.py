@@ -5,6 +5,7 @@ Importing this file registers them with timm, so that ``timm.create_model`` know
 
 from typing import Any
 
+import timm
 from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import register_model
 from timm.models.resnet import Bottleneck, ResNet
@@ -21,6 +22,20 @@ _CIFAR_CONFIG = {
     "std": (0.2471, 0.2435, 0.2616),
     "num_classes": 10,
 }
+
+
+def create_network(name: str, classes: int, image_size: int) -> nn.Module:
+    """Makes a network by its name in timm.
+
+    Args:
+        name: Any that timm knows.
+        classes: The number of classes.
+        image_size: Height and width in pixels, for networks whose weights depend on it.
+    """
+    known = timm.get_pretrained_cfg(name)
+    size = {"img_size": image_size} if known is not None and known.fixed_input_size else {}
+    network: nn.Module = timm.create_model(name, num_classes=classes, **size)
+    return network
 
 
 def _refuse_pretrained(pretrained: bool) -> None:

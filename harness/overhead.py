@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
+from harness.device import device_name
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.train import device_name
 from harness.training_step import SaliencyClock, TrainingStep, make_clock
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
+from harness.device import device_name
 from harness.methods.base import evaluation_mode, needs
 from harness.results import append_result, load_checkpoint, read_results
-from harness.train import checkpoint_path, device_name, load_model
+from harness.train import checkpoint_path, load_model
 
 ATTACKS = ("fgsm", "pgd")
 NOISE_STDS = (0.05, 0.1, 0.2)

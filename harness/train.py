@@ -1,8 +1,8 @@
 """Trains one network with one method and one seed: the loop that every result comes from."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, distribute_bn, random_seed, reduce_tensor
@@ -19,15 +18,37 @@ from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RunConfig, ScheduleConfig
 from harness.data import load_splits, make_loader
-from harness.measure import MEASURES, measure
-from harness.methods import METHODS
+from harness.device import device_name, timed
+from harness.learner import BuildLearner, Classifier
+from harness.measure import measure
+from harness.models import create_network
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
 _RANK_APART = 1_000_003  # between the random states of two processes
 _EPOCHS_MEASURED = 10  # the paper reports the median accuracy of the last ten epochs
+_OF_TRAINING = ("train_loss", "step_ms", "seconds")  # of an epoch; its other figures are measured
 
 
-def train(config: RunConfig, out: Path, device: torch.device, rank: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Validation:
+    """What is measured of a network after an epoch, and which epoch's network counts."""
+
+    measure: Callable[[nn.Module, Any], dict[str, float]] = measure
+    """Measures a model on a loader; one of its figures is ``top1``."""
+    best: bool = False
+    """Whether the epoch with the highest ``top1`` counts, of which all are measured then; else the
+    last ones do, as the paper has it: their median is reported, and the last network kept."""
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    device: torch.device,
+    rank: int = 0,
+    *,
+    learner: BuildLearner = Classifier,
+    validation: Validation = Validation(),
+) -> dict[str, Any]:
     """Trains and measures one run, or goes on with it, or reads its result if it is there.
 
     Each epoch starts from random states made of the seed and the epoch, so that a run that was cut
@@ -38,6 +59,8 @@ def train(config: RunConfig, out: Path, device: torch.device, rank: int = 0) -> 
         out: Folder of ``results.jsonl`` and ``checkpoints/``.
         device: Where.
         rank: This process's among ``config.devices``; the first one measures and writes.
+        learner: What gives the batches and their losses.
+        validation: What is measured after an epoch, and which epoch counts.
 
     Returns:
         The line of ``results.jsonl``; to other ranks than the first nothing, unless it was there.
@@ -50,14 +73,14 @@ def train(config: RunConfig, out: Path, device: torch.device, rank: int = 0) -> 
     for line in read_results(results):
         if line["config"] == identity:
             return line
-    run = _Run(config, device, rank)
+    run = _Run(config, device, rank, learner, validation)
     checkpoint = checkpoint_path(config, out)
     state = load_checkpoint(checkpoint, device)
     if state is not None:
         run.load_state(state)
     epochs = config.schedule.epochs
     for epoch in range(len(run.history), epochs):
-        run.epoch(epoch, measured=epoch >= epochs - _EPOCHS_MEASURED)
+        run.epoch(epoch, measured=validation.best or epoch >= epochs - _EPOCHS_MEASURED)
         if rank == 0:
             save_checkpoint(checkpoint, run.state())
     line = run.result() if rank == 0 else {}
@@ -71,33 +94,36 @@ def train(config: RunConfig, out: Path, device: torch.device, rank: int = 0) -> 
 class _Run:
     """A run's state between two epochs."""
 
-    def __init__(self, config: RunConfig, device: torch.device, rank: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        rank: int,
+        learner: BuildLearner,
+        validation: Validation,
+    ) -> None:
         schedule = config.schedule
         self.config = config
         self.device = device
         self.rank = rank
+        self.validation = validation
         self.splits = load_splits(config.data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
-        model = timm.create_model(config.model, num_classes=len(self.splits.classes))
+        model = create_network(config.model, len(self.splits.classes), config.data.image_size)
         self.model = model.to(device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.compile:
             # Not the module: SAGE's and Manifold Mixup's hooks must not be compiled away.
             self.model.forward = torch.compile(self.model.forward)
-        model_config = resolve_data_config({}, model=model)
-        self.train_loader, self.validation_loader = (
-            make_loader(config.data, dataset, model_config, device, hflip, config.devices)
-            for dataset, hflip in (
-                (self.splits.train, self.splits.hflip),
-                (self.splits.validation, None),
-            )
+        self.learner = learner(config, self.model, self.splits, device)
+        self.validation_loader = make_loader(
+            config.data,
+            self.splits.validation,
+            resolve_data_config({}, model=self.model),
+            device,
+            hflip=None,
         )
-        if not len(self.train_loader):
-            raise ValueError(
-                f"batch_size={config.data.batch_size} is more than the "
-                f"{len(self.splits.train)} training images"
-            )
         self.optimizer = make_optimizer(self.model, schedule)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -106,11 +132,8 @@ class _Run:
             decay_milestones=list(schedule.decay_milestones),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
-        self.loss_fn = SoftTargetCrossEntropy()
-        self.mix = METHODS[config.method](
-            config.mixing, self.model, self.loss_fn, len(self.splits.classes)
-        )
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
 
     def epoch(self, epoch: int, measured: bool) -> None:
         """Trains for one epoch, and measures the network after it."""
@@ -119,19 +142,19 @@ class _Run:
         self.model.train()
         if hasattr(self.splits.train, "set_epoch"):  # streams shuffle by it
             self.splits.train.set_epoch(epoch)
-        if hasattr(self.train_loader.sampler, "set_epoch"):
-            self.train_loader.sampler.set_epoch(epoch)
+        loader = self.learner.loader
+        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+            loader.sampler.set_epoch(epoch)
         losses = AverageMeter()
         times: list[float] = []
         title = f"{self.config.method} seed {self.config.seed} epoch {epoch + 1}"
         started = time.perf_counter()
-        for images, targets in tqdm(self.train_loader, desc=title, leave=False, disable=None):
+        for images, targets in tqdm(loader, desc=title, leave=False, disable=None):
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with _timed(times, self.device):
+            with timed(times, self.device):
                 with self._autocast():
-                    mixed, soft_targets = self.mix(images, targets)
-                    loss = self.loss_fn(self.model(mixed), soft_targets)
+                    loss = self.learner.loss(images, targets)
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
                 if self.config.devices > 1:
@@ -148,8 +171,11 @@ class _Run:
             distribute_bn(self.model, self.config.devices, reduce=True)
         if measured and self.rank == 0:
             with self._autocast():
-                line |= measure(self.model, self.validation_loader)
+                line |= self.validation.measure(self.model, self.validation_loader)
         self.history.append(line)
+        if self.validation.best and _best_epoch(self.history) == epoch:
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best = {"best": weights}
 
     def _autocast(self) -> torch.autocast:
         kind = self.config.amp
@@ -158,7 +184,6 @@ class _Run:
 
     def result(self) -> dict[str, Any]:
         config = self.config
-        measured = [line for line in self.history if "top1" in line]
         return {
             "method": config.method,
             "seed": config.seed,
@@ -167,8 +192,7 @@ class _Run:
             "epochs": config.schedule.epochs,
             "train_size": len(self.splits.train),
             "validation_size": len(self.splits.validation),
-            **{name: median(line[name] for line in measured) for name in MEASURES},
-            **{f"{name}_last": measured[-1][name] for name in MEASURES},
+            **self._figures(),
             "train_loss": self.history[-1]["train_loss"],
             "step_ms": median(line["step_ms"] for line in self.history),
             "train_seconds": sum(line["seconds"] for line in self.history),
@@ -179,6 +203,19 @@ class _Run:
             "history": self.history,
         }
 
+    def _figures(self) -> dict[str, float]:
+        """What was measured, of the epochs that count."""
+        measured = [
+            {name: figure for name, figure in line.items() if name not in _OF_TRAINING}
+            for line in self.history
+            if "top1" in line
+        ]
+        if self.validation.best:
+            best = _best_epoch(self.history)
+            return measured[best] | {"best_epoch": best + 1}
+        medians = {name: median(line[name] for line in measured) for name in measured[-1]}
+        return medians | {f"{name}_last": figure for name, figure in measured[-1].items()}
+
     def state(self) -> dict[str, Any]:
         return {
             "config": self.config.identity(),
@@ -187,6 +224,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
+            **self.best,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -194,6 +232,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
+        self.best = {"best": state["best"]} if "best" in state else {}
 
 
 def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
@@ -219,7 +258,7 @@ def average_gradients(model: nn.Module, devices: int) -> None:
 
 
 def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:
-    """Makes a run's network and loads its checkpoint.
+    """Makes a run's network and loads its checkpoint: the best epoch's weights, or the last's.
 
     Raises:
         ValueError: If there is none in ``out``.
@@ -228,16 +267,9 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     state = load_checkpoint(path, device)
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
-    model: nn.Module = timm.create_model(config.model, num_classes=classes).to(device)
-    model.load_state_dict(state["model"])
+    model = create_network(config.model, classes, config.data.image_size).to(device)
+    model.load_state_dict(state.get("best", state["model"]))
     return model
-
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the CPU's with the threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} thread(s)"
 
 
 def checkpoint_path(config: RunConfig, out: Path) -> Path:
@@ -245,17 +277,6 @@ def checkpoint_path(config: RunConfig, out: Path) -> Path:
     return out / "checkpoints" / f"{config.name()}.pt"
 
 
-@contextmanager
-def _timed(times: list[float], device: torch.device) -> Iterator[None]:
-    """Appends the milliseconds that a block took."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        yield
-        times.append(1000 * (time.perf_counter() - started))
-        return
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    yield
-    end.record()
-    end.synchronize()
-    times.append(start.elapsed_time(end))
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """The first of the epochs with the highest accuracy."""
+    return max(range(len(history)), key=lambda epoch: history[epoch]["top1"])

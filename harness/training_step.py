@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
@@ -20,11 +19,11 @@ from timm.utils import random_seed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.config import ScheduleConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig, normalised
+from harness.models import create_network
 from harness.train import make_optimizer
 from sage_timm import sage
 
@@ -66,7 +65,7 @@ class TrainingStep:
     ) -> None:
         random_seed(0)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = timm.create_model(model, num_classes=classes).to(device, memory_format=layout)
+        self.model = create_network(model, classes, image_size).to(device, memory_format=layout)
         self.model.train()
         data_config = resolve_data_config({}, model=self.model)
         glyphs = _glyphs(batch_size, image_size)

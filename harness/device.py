@@ -1,0 +1,30 @@
+"""The device that a run computes on: its name, and its time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the CPU's with the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread(s)"
+
+
+@contextmanager
+def timed(times: list[float], device: torch.device) -> Iterator[None]:
+    """Appends the milliseconds that a block took."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        yield
+        times.append(1000 * (time.perf_counter() - started))
+        return
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    yield
+    end.record()
+    end.synchronize()
+    times.append(start.elapsed_time(end))
