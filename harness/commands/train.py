@@ -1,7 +1,5 @@
 """``python -m harness train``."""
 
-import sys
-import traceback
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +8,7 @@ from tqdm import tqdm
 
 from harness.commands.settings import Settings
 from harness.config import RunConfig
-from harness.results import append_result, read_results
+from harness.runs import note_runs, run_all
 from harness.train import train
 
 
@@ -45,47 +43,20 @@ class Train(Settings):
         place = init_distributed_device_so(self.device)
         device, rank = torch.device(place["device"]), place["global_rank"]
         if rank == 0:
-            self._note(runs)
-        failed = 0
-        for run in tqdm(runs, desc="runs", disable=True if rank else None):
-            try:
-                line = train(run, self.out, device, rank)
-            except Exception as error:
-                if place["distributed"]:
-                    raise  # the other processes wait for this one
-                failed += 1
-                self._note_failure(run, error)
-                continue
+            note_runs(runs, self.out)
+
+        def call(run: RunConfig) -> None:
+            line = train(run, self.out, device, rank)
             if rank == 0:
                 tqdm.write(
                     f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
                     f"step {line['step_ms']:.1f} ms"
                 )
+
+        try:
+            run_all(runs, call, self.out, distributed=place["distributed"], shown=rank == 0)
+        finally:
+            if rank == 0:
+                tqdm.write(f"results: {self.out / 'results.jsonl'}")
         if place["distributed"]:
             torch.distributed.destroy_process_group()
-        if rank == 0:
-            tqdm.write(f"results: {self.out / 'results.jsonl'}")
-        if failed:
-            tqdm.write(f"{failed} of {len(runs)} runs failed: {self.out / 'failures.jsonl'}")
-            sys.exit(1)
-
-    def _note(self, runs: list[RunConfig]) -> None:
-        """Writes down which runs are asked for, so that the report can show what is missing."""
-        path = self.out / "runs.jsonl"
-        known = [line["config"] for line in read_results(path)]
-        for run in runs:
-            if run.identity() not in known:
-                append_result(path, _header(run))
-
-    def _note_failure(self, run: RunConfig, error: Exception) -> None:
-        message = f"{type(error).__name__}: {error}"
-        tqdm.write(f"{run.method:>8}  seed {run.seed}  failed: {message}", file=sys.stderr)
-        failure = {"error": message, "traceback": traceback.format_exc()}
-        try:
-            append_result(self.out / "failures.jsonl", _header(run) | failure)
-        except OSError as problem:  # a full disk must not keep the other runs from being tried
-            tqdm.write(f"cannot write the failure down: {problem}", file=sys.stderr)
-
-
-def _header(run: RunConfig) -> dict[str, object]:
-    return {"method": run.method, "seed": run.seed, "config": run.identity()}

@@ -12,7 +12,7 @@ from harness.methods.base import MethodConfig, register
 
 _ALPHA = 2.0  # the paper's
 _HIDDEN_LAYERS = 2  # the paper mixes after one of the first two stages, or the images themselves
-_STAGE = re.compile(r"(stages|blocks|layers|layer|features|s)\.?\d+")
+_STAGE = re.compile(r"(features\.)?(stages|blocks|layers|layer|features|s)\.?\d+")
 
 
 class ManifoldMixup:
