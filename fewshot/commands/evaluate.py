@@ -1,0 +1,57 @@
+"""``python -m fewshot evaluate``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from fewshot.commands.train import data_folder
+from fewshot.config import PREFIX, FewShotConfig
+from fewshot.measure import EvaluationConfig, evaluate
+from fewshot.table import table
+from harness.results import read_results
+from harness.runs import run_all
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the backbones in DIR/checkpoints on episodes of new classes, without training.
+
+    Usage examples:
+
+      python -m fewshot evaluate runs/fewshot --shots 1 5 10 --normalizations un l2n cl2n
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds results.jsonl and checkpoints/."""
+    root: Path | None = None
+    """Where the data set is: ~/data if None, for glyphs DIR/data."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluationConfig
+    )
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+
+    def __call__(self) -> None:
+        path = self.directory / "results.jsonl"
+        results = [r for r in read_results(path) if r["dataset"].startswith(PREFIX)]
+        if not results:
+            raise ValueError(f"no few-shot results in {path}")
+        runs = []
+        for result in results:
+            dataset = result["dataset"].removeprefix(PREFIX)
+            root = data_folder(dataset, self.root, self.directory)
+            runs.append(FewShotConfig.from_identity(result["config"], root))
+        lines = []
+
+        def call(run: FewShotConfig) -> None:
+            lines.extend(evaluate(run, self.evaluation, self.directory, torch.device(self.device)))
+
+        try:
+            run_all(runs, call, self.directory)
+        finally:
+            tqdm.write(table(lines))
+            tqdm.write(f"figures: {self.directory / 'episodes.jsonl'}")

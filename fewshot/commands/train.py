@@ -1,0 +1,147 @@
+"""``python -m fewshot``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from fewshot.config import PREFIX, FewShotConfig, LearnerName
+from fewshot.episodes import EpisodeConfig
+from fewshot.learners import LEARNERS
+from fewshot.measure import EvaluationConfig, ValidationEpisodes, check_episodes, evaluate
+from fewshot.table import table
+from harness.config import Amp, RunConfig, ScheduleConfig
+from harness.data import DataConfig, load_splits
+from harness.methods.base import MethodConfig
+from harness.runs import note_runs, run_all
+from harness.train import Validation, train
+
+Dataset = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
+
+_SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84, as is usual
+
+
+def data_folder(dataset: str, root: Path | None, out: Path) -> str:
+    """Where a data set is: the embedded one beside the results, the others as learn2learn has it."""
+    return str(root or (out / "data" if dataset == "glyphs" else Path("~/data").expanduser()))
+
+
+@dataclass(frozen=True)
+class FewShot:
+    r"""Train a backbone with every method and seed, and measure it on episodes of new classes.
+
+    The backbone learns the base classes; the epoch is chosen by episodes of the validation classes;
+    then the backbone is frozen and measured on episodes of the novel classes, the same ones for
+    each method. One line a backbone is appended to OUT/results.jsonl, one a figure to
+    OUT/episodes.jsonl; what stands there already is skipped, and a training that was cut off goes
+    on from its last epoch. `python -m fewshot evaluate OUT` measures saved backbones on other
+    episodes, `python -m harness report OUT` shows everything.
+
+    Usage examples:
+
+      python -m fewshot
+
+      python -m fewshot --dataset mini-imagenet --root DIR --download --backbone resnet12 \
+        --epochs 90 --seeds 0 1 2 --device cuda --amp bfloat16 --channels-last
+
+      python -m fewshot --dataset folder --root DIR --image-size 64 --methods none sage
+
+      python -m fewshot --learner protonet
+    """
+
+    dataset: Dataset = "glyphs"
+    """glyphs is embedded; folder is train|validation|test/CLASS/*.jpg in ROOT, with other classes in
+    each; the others are learn2learn's."""
+    root: Path | None = None
+    """Where the data set is, or is downloaded to: ~/data if None, for glyphs OUT/data."""
+    download: bool = False
+    """Download what is missing."""
+    backbone: str = "cnn4"
+    """learn2learn's cnn4, cnn4_32, resnet12 or wrn28, or any network that timm knows."""
+    learner: LearnerName = "classifier"
+    """classifier learns to tell all base classes apart; protonet, maml and anil learn from
+    episodes of them."""
+    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    """Mixing methods to train with: any of the harness's."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train with."""
+    train_size: int | None = None
+    """Train on so many base images, the same number of each class, drawn with the run's seed."""
+    image_size: int | None = None
+    """Height and width in pixels to which images are resized; if None, 32 for glyphs, cifarfs and
+    fc100, else 84."""
+    batch_size: int = 100
+    """Images in a batch of the classifier's."""
+    workers: int = 0
+    """Processes that load data."""
+    schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: ScheduleConfig(epochs=10)
+    )
+    mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
+    validation: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(shots=5, episodes=1000))
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluationConfig
+    )
+    channels_last: bool = False
+    """Lay images and weights out with channels last."""
+    amp: Amp = "none"
+    """Compute in this type where torch's autocast deems it safe."""
+    compile: bool = False
+    """Compile the network's forward and backward pass with torch.compile."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    out: Path = Path("runs/fewshot")
+    """Folder for results.jsonl, episodes.jsonl and checkpoints."""
+
+    def __call__(self) -> None:
+        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
+        device = torch.device(self.device)
+        check_episodes(runs[0], self.evaluation)
+        note_runs(runs, self.out)
+        lines = []
+
+        def call(run: RunConfig) -> None:
+            assert isinstance(run, FewShotConfig)
+            targets = load_splits(run.data, run.seed).validation.targets
+            validation = Validation(ValidationEpisodes(targets, run.validation), best=True)
+            result = train(
+                run, self.out, device, learner=LEARNERS[run.learner], validation=validation
+            )
+            tqdm.write(
+                f"{run.method:>8}  seed {run.seed}  best epoch {result['best_epoch']}  "
+                f"validation {result['top1']:5.2f} %  step {result['step_ms']:.1f} ms"
+            )
+            lines.extend(evaluate(run, self.evaluation, self.out, device))
+
+        try:
+            run_all(runs, call, self.out)
+        finally:
+            tqdm.write(table(lines))
+            tqdm.write(f"results: {self.out / 'results.jsonl'} and {self.out / 'episodes.jsonl'}")
+
+    def run(self, method: str, seed: int) -> FewShotConfig:
+        """Makes the settings of one run."""
+        return FewShotConfig(
+            method=method,
+            seed=seed,
+            model=self.backbone,
+            data=DataConfig(
+                dataset=PREFIX + self.dataset,
+                data_dir=data_folder(self.dataset, self.root, self.out),
+                dataset_download=self.download,
+                train_size=self.train_size,
+                image_size=self.image_size or _SIZES.get(self.dataset, 84),
+                batch_size=self.batch_size,
+                workers=self.workers,
+            ),
+            schedule=self.schedule,
+            mixing=self.mixing,
+            channels_last=self.channels_last,
+            amp=self.amp,
+            compile=self.compile,
+            learner=self.learner,
+            validation=self.validation,
+        )
