@@ -5,6 +5,7 @@ The faces are the ones that matplotlib ships (DejaVu, STIX), the photographs sci
 same seed gives the same bits, and each image's foreground is known.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,7 +63,7 @@ class Glyphs(Dataset):
         samples: The number of images.
         size: Height and width in pixels, at least 8.
         seed: The same seed gives the same images.
-        classes: Take so many characters, the first ones.
+        classes: Take so many characters, the first ones; or these characters.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -74,7 +75,7 @@ class Glyphs(Dataset):
         samples: int = 10_000,
         size: int = 32,
         seed: int = 0,
-        classes: int = len(CLASSES),
+        classes: int | Sequence[str] = len(CLASSES),
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -82,17 +83,15 @@ class Glyphs(Dataset):
             raise ValueError(f"samples must be at least 1, got {samples}")
         if size < 8:
             raise ValueError(f"size must be at least 8 pixels, got {size}")
-        if not 2 <= classes <= len(CLASSES):
-            raise ValueError(f"classes must be in [2, {len(CLASSES)}], got {classes}")
-        self.classes = list(CLASSES[:classes])
+        self.classes = _choose(classes)
         self.transform = None
-        self.targets = [index % classes for index in range(samples)]
+        self.targets = [index % len(self.classes) for index in range(samples)]
         self.images = np.empty((samples, size, size, 3), dtype=np.uint8)
         self.masks = np.empty((samples, size, size), dtype=np.uint8)
         for index in tqdm(range(samples), desc=f"glyphs {split}", leave=False, disable=None):
             random = np.random.default_rng([seed, SPLITS.index(split), index])
             self.images[index], self.masks[index] = _render(
-                CLASSES[self.targets[index]], _draw(random), size
+                self.classes[self.targets[index]], _draw(random), size
             )
 
     def __len__(self) -> int:
@@ -101,6 +100,16 @@ class Glyphs(Dataset):
     def __getitem__(self, index: int):
         image = Image.fromarray(self.images[index])
         return image if self.transform is None else self.transform(image), self.targets[index]
+
+
+def _choose(classes: int | Sequence[str]) -> list[str]:
+    if isinstance(classes, int):
+        if not 2 <= classes <= len(CLASSES):
+            raise ValueError(f"classes must be in [2, {len(CLASSES)}], got {classes}")
+        return list(CLASSES[:classes])
+    if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(CLASSES):
+        raise ValueError(f"classes must be two or more different glyphs, got {classes!r}")
+    return list(classes)
 
 
 def _draw(random: np.random.Generator) -> _Drawing:
