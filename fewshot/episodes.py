@@ -1,0 +1,104 @@
+"""Episodes: few-shot tasks drawn from the images of new classes."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from learn2learn.data import MetaDataset, Taskset
+from learn2learn.data.transforms import FusedNWaysKShots
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """What the episodes are like, and how many are drawn."""
+
+    ways: int = 5
+    """Classes of an episode."""
+    shots: int = 1
+    """Support images of each class: the classifier learns from them."""
+    queries: int = 15
+    """Query images of each class: the classifier is tested on them."""
+    episodes: int = 10_000
+    """Number of episodes."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: If one is too small.
+        """
+        # One way leaves nothing to tell apart, one episode has no spread to make an interval of.
+        least = {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The images of E episodes of W ways; the ways of an episode are in random order."""
+
+    support: Tensor
+    """Indices of the support images, ``[E, W, S]``."""
+    query: Tensor
+    """Indices of the query images, ``[E, W, Q]``."""
+
+
+def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
+    """Draws episodes with learn2learn's task transforms, without loading an image.
+
+    An episode's classes are drawn uniformly without replacement, and so are the images of each,
+    the support first. The draw depends on the settings and on which images share a class: not on
+    the classes' numbers, and not on Python's global random state, which is left as it was.
+
+    Args:
+        targets: The class of each image.
+        config: Ways, shots, queries, number and seed.
+
+    Raises:
+        ValueError: If there are too few classes, or a class has too few images.
+    """
+    labels = [int(target) for target in targets]
+    _check(Counter(labels), config)
+    indices = MetaDataset(
+        TensorDataset(torch.empty(len(labels), 0)), indices_to_labels=dict(enumerate(labels))
+    )
+    images = config.shots + config.queries
+    tasks = Taskset(indices, [FusedNWaysKShots(indices, n=config.ways, k=images)])
+    with _python_random(config.seed):
+        drawn = [
+            [description.index for description in tasks.sample_task_description()]
+            for _ in range(config.episodes)
+        ]
+    each = torch.tensor(drawn).view(config.episodes, config.ways, images)
+    return Episodes(each[..., : config.shots], each[..., config.shots :])
+
+
+def _check(counts: Counter[int], config: EpisodeConfig) -> None:
+    if len(counts) < config.ways:
+        raise ValueError(f"ways={config.ways} takes as many classes, the images have {len(counts)}")
+    name, least = min(counts.items(), key=lambda item: item[1])
+    needed = config.shots + config.queries
+    if least < needed:
+        raise ValueError(
+            f"shots={config.shots} and queries={config.queries} take {needed} images of each "
+            f"class, class {name} has {least}"
+        )
+
+
+@contextmanager
+def _python_random(seed: int) -> Iterator[None]:
+    """Seeds what learn2learn draws from for a while, then puts it back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,136 @@
+"""From embeddings and episodes to accuracies, with their intervals."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import norm
+from torch import Tensor
+from tqdm import tqdm
+
+from fewshot.classifiers import CLASSIFIERS
+from fewshot.episodes import Episodes
+
+Normalization = Literal["un", "l2n", "cl2n"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+_CONFIDENCE = 0.95
+_CHUNK_BYTES = 64 * 2**20  # of embeddings gathered at a time
+
+
+def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor) -> Tensor:
+    """Normalises embeddings before a classifier (Wang et al., SimpleShot, arXiv 1911.04623).
+
+    Args:
+        embeddings: ``[N, D]``.
+        normalization: ``un`` leaves them as they are; ``l2n`` scales each to unit length; ``cl2n``
+            first subtracts ``base_mean``. An embedding of zeros stays zero.
+        base_mean: The mean embedding of the base classes' images, ``[D]``.
+
+    Returns:
+        Embeddings ``[N, D]``.
+
+    Raises:
+        ValueError: If there is no such normalisation.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
+        )
+    if normalization == "un":
+        return embeddings
+    centre = base_mean if normalization == "cl2n" else torch.zeros_like(base_mean)
+    return F.normalize(embeddings - centre, dim=1)
+
+
+@torch.inference_mode()
+def correct_queries(
+    embeddings: Tensor, episodes: Episodes, classifier: str, title: str = "episodes"
+) -> Tensor:
+    """Counts the queries of each episode that a classifier puts into their own way.
+
+    Args:
+        embeddings: Of all images that the episodes are drawn from, ``[N, D]``.
+        episodes: E episodes of W ways and Q queries each.
+        classifier: A name in :data:`CLASSIFIERS`.
+        title: What the progress bar says.
+
+    Returns:
+        The counts ``[E]``, integers from 0 to W·Q, on the CPU.
+
+    Raises:
+        ValueError: If there is no such classifier, or an embedding is not finite.
+    """
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
+    broken = int((~embeddings.isfinite()).any(dim=1).sum())
+    if broken:
+        raise ValueError(
+            f"embeddings must be finite, {broken} of {len(embeddings)} are not: the network has "
+            "diverged"
+        )
+    ways = episodes.query.shape[1]
+    images = ways * (episodes.support.shape[2] + episodes.query.shape[2])
+    bytes_an_episode = images * embeddings.shape[1] * embeddings.element_size()
+    size = max(1, _CHUNK_BYTES // bytes_an_episode)
+    own = torch.arange(ways, device=embeddings.device).view(-1, 1)
+    counts = []
+    with tqdm(total=len(episodes.query), desc=title, leave=False, disable=None) as progress:
+        for support, query in zip(
+            episodes.support.split(size), episodes.query.split(size), strict=True
+        ):
+            scores = CLASSIFIERS[classifier](
+                *(embeddings[indices.to(embeddings.device)] for indices in (support, query))
+            )
+            counts.append((scores.argmax(dim=3) == own).sum(dim=(1, 2)).cpu())
+            progress.update(len(query))
+    return torch.cat(counts)
+
+
+def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
+    """Gives the mean accuracy over episodes, with its 95 % interval.
+
+    Args:
+        correct: Correctly classified queries of each episode, ``[E]``.
+        total: Queries of an episode: ways times queries of a class.
+
+    Returns:
+        The mean in percent, and the half-width of the normal interval over episodes, in points.
+
+    Raises:
+        ValueError: If there are fewer than two episodes.
+    """
+    return _mean_and_interval(100 * correct.double() / total)
+
+
+def paired_difference(own: Tensor, other: Tensor, total: int) -> tuple[float, float]:
+    """Gives the difference of two accuracies on the same episodes, with its 95 % interval.
+
+    An episode that is hard for one network is mostly hard for the other, so that the interval is
+    narrower than those of the accuracies make one think.
+
+    Args:
+        own: Correctly classified queries of each episode, ``[E]``.
+        other: The same of the network to compare with.
+        total: Queries of an episode: ways times queries of a class.
+
+    Returns:
+        The mean of own minus other, and the half-width of its interval, both in points.
+
+    Raises:
+        ValueError: If the two have not the same number of episodes, or fewer than two.
+    """
+    if own.shape != other.shape:
+        raise ValueError(
+            "own and other must be of the same episodes, "
+            f"got {len(own)} episodes and {len(other)} episodes"
+        )
+    return _mean_and_interval(100 * (own.double() - other.double()) / total)
+
+
+def _mean_and_interval(values: Tensor) -> tuple[float, float]:
+    if len(values) < 2:
+        raise ValueError(f"an interval takes at least two episodes, got {len(values)}")
+    quantile = float(norm.ppf((1 + _CONFIDENCE) / 2))
+    return values.mean().item(), quantile * values.std().item() / math.sqrt(len(values))
