@@ -36,6 +36,7 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.device import device_name
 from harness.glyphs import CLASSES, Glyphs
+from harness.markdown import markdown_table
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, normalised
 from harness.results import append_result, read_results
@@ -151,14 +152,14 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Makes a Markdown table of the lines: means in percent, and their 95 % intervals."""
     header = ("method", "seed", "pairs", "foreground 0 kept, %", "foreground 1 kept, %")
     header += ("the lesser of the two, %", "label weight of image 0, %")
-    rows = [header, ("---",) * len(header)]
+    rows = []
     for line in lines:
         figures = (
             f"{line[name]:.1f} ± {_NORMAL_95 * line['standard_error'][name]:.1f}"
             for name in MEASURES
         )
         rows.append((line["method"], str(line["seed"]), str(line["pairs"]), *figures))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(header, rows)
 
 
 def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.device import device_name
+from harness.markdown import markdown_table
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.training_step import SaliencyClock, TrainingStep, make_clock
@@ -125,9 +126,7 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
 
 def table(path: Path) -> str:
     """Makes one Markdown table of an ``overhead.json``: the milliseconds and the ratios."""
-    facts = [benchmark["extra_info"] for benchmark in _benchmarks(path)]
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(line) for line in facts)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(_COLUMNS, [_row(line["extra_info"]) for line in _benchmarks(path)])
 
 
 class _Asked:

@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from harness.agreement import MEASURES, SALIENCY, measure_agreement, variants
 from harness.commands.settings import Settings
+from harness.markdown import markdown_table
 
 _CONFIDENCE = 0.95
 
@@ -50,7 +51,7 @@ class Agreement(Settings):
 def table(lines: list[dict[str, Any]]) -> str:
     """Makes a Markdown table of the lines: means, their 95 % intervals, and the worst pair."""
     header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
-    rows = [[*header, "same translation"], ["---"] * 7]
+    rows = []
     for line in lines:
         size, dtype, fraction = (line[name] for name in SALIENCY)
         saliency = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
@@ -63,4 +64,4 @@ def table(lines: list[dict[str, Any]]) -> str:
             if name in line["worst"]:
                 row.append(f"{line['worst'][name]:.4f}")
         rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table([*header, "same translation"], rows)

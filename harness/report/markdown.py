@@ -1,13 +1,10 @@
 """The report as Markdown."""
 
-import html
-import re
 from collections.abc import Sequence
 
+from harness.markdown import escaped, markdown_table
 from harness.report.sections import Section
 from harness.report.tables import Cell, Table
-
-_SPECIAL = re.compile(r"[\\`*~|\[\]]|(?<!\w)_|_(?!\w)")  # within a word, _ stands for itself
 
 
 def markdown(sections: Sequence[Section], pictures: bool) -> str:
@@ -26,19 +23,9 @@ def markdown(sections: Sequence[Section], pictures: bool) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def escaped(text: str) -> str:
-    """Takes from a text what Markdown or HTML would read as markup, and its line breaks."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return _SPECIAL.sub(r"\\\g<0>", text)
-
-
 def _table(table: Table) -> str:
-    rows = [
-        [escaped(name) for name in table.header],
-        ["---"] * len(table.header),
-        *([_cell(cell) for cell in row] for row in table.rows),
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    header = [escaped(name) for name in table.header]
+    return markdown_table(header, [[_cell(cell) for cell in row] for row in table.rows])
 
 
 def _cell(cell: Cell) -> str:

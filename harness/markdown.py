@@ -1,0 +1,25 @@
+"""Tables and text as Markdown."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+_SPECIAL = re.compile(r"[\\`*~|\[\]]|(?<!\w)_|_(?!\w)")  # within a word, _ stands for itself
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Writes a table, a line a row.
+
+    Args:
+        header: The columns' names.
+        rows: Cells, as Markdown: a text that may hold markup of its own goes through
+            :func:`escaped` first.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Takes from a text what Markdown or HTML would read as markup, and its line breaks."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return _SPECIAL.sub(r"\\\g<0>", text)
