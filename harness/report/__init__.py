@@ -1,8 +1,8 @@
 """The report: tables, plots and one page of what the other commands measured.
 
-Data flows one way: ``read`` (lines of files), ``settings`` (runs that can be compared), ``tables``,
-``overhead``, ``findings`` and ``plots`` (what is shown), ``sections`` (in which order), and from
-there ``markdown`` and ``page``, which ``write`` puts on the disk.
+Data flows one way: ``read`` (lines of files), ``settings`` (runs that can be compared), ``tables``
+of ``cells``, ``overhead``, ``findings`` and ``plots`` (what is shown), ``sections`` (in which
+order), and from there ``markdown`` and ``page``, which ``write`` puts on the disk.
 """
 
 from harness.report.markdown import markdown

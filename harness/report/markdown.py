@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from harness.markdown import escaped, markdown_table
+from harness.report.cells import Cell, Table
 from harness.report.sections import Section
-from harness.report.tables import Cell, Table
 
 
 def markdown(sections: Sequence[Section], pictures: bool) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from harness.report.cells import NO_VALUE, Cell, Table
 from harness.report.read import Line
 from harness.report.settings import labels, own_settings, registry_order
-from harness.report.tables import NO_VALUE, Cell, Table, milliseconds
+from harness.report.tables import milliseconds
 
 _SETTING = ("model", "batch_size", "image_size", "channels_last", "device")
 _PARTS = ("saliency", "mixing")

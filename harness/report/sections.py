@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from harness.report.cells import Table
 from harness.report.drawing import Styles
 from harness.report.findings import findings
 from harness.report.overhead import overhead_table, overheads
@@ -14,7 +15,7 @@ from harness.report.plots import (
 from harness.report.read import Lines
 from harness.report.settings import Setting, settings
 from harness.report.style import styles
-from harness.report.tables import Table, accuracy_table, foreground_table, robustness_table
+from harness.report.tables import accuracy_table, foreground_table, robustness_table
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""The report's tables as data: what stands in each cell, and what the figures are."""
+"""The tables of the runs: accuracy and time, robustness, foreground kept."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from statistics import median
 
+from harness.report.cells import NO_VALUE, Cell, Table, column, make_table, seeds_column, seeds_text
 from harness.report.settings import MethodRuns, Setting
 from harness.report.statistics import Difference, Spread
 
 REFERENCES = ("mixup", "cutmix")
 """The methods that top-1 is compared with, seed by seed."""
-NO_VALUE = "-"
 KINDS = {
     "clean": "clean",
     "noise": "noise: standard deviation on pixels from 0 to 1",
@@ -32,29 +31,6 @@ _FOREGROUND = {
 }
 _TIME_UNITS = ((2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 
-Best = Callable[[Sequence[float]], float]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell's text; the best of its column is shown in bold."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a header; the first cell of each row names the row."""
-
-    title: str
-    header: list[str]
-    rows: list[list[Cell]]
-    note: str
-    """What the figures are."""
-    remarks: list[str] = field(default_factory=list)
-    """A line each: what went wrong."""
-
 
 def accuracy_table(setting: Setting) -> Table:
     """Accuracy, likelihood, calibration and time of the runs, and the difference to the peers."""
@@ -64,15 +40,15 @@ def accuracy_table(setting: Setting) -> Table:
     times = [Spread.of([*runs.values("train_seconds").values()]) for runs in methods]
     unit, seconds = time_unit([time.mean for time in times if time])
     columns = [
-        _trained_column(methods, [set(runs.results) for runs in methods]),
+        seeds_column(methods, [set(runs.results) for runs in methods]),
         *(
-            _column(*_MEASURES[name], [[*runs.values(name).values()] for runs in methods])
+            column(*_MEASURES[name], [[*runs.values(name).values()] for runs in methods])
             for name in measures
         ),
         *(_difference_column(setting, name) for name in references),
-        _column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
+        column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
         ("step, ms", [Cell(_step(runs)) for runs in methods]),
-        _column(
+        column(
             f"training, {unit}",
             None,
             [[t / seconds for t in r.values("train_seconds").values()] for r in methods],
@@ -90,7 +66,7 @@ def accuracy_table(setting: Setting) -> Table:
         for runs in methods
         for seed, failure in sorted(runs.failures.items())
     ]
-    return _table("Accuracy and time", methods, columns, note, remarks)
+    return make_table("Accuracy and time", methods, columns, note, remarks)
 
 
 def robustness_table(setting: Setting) -> Table | None:
@@ -102,13 +78,13 @@ def robustness_table(setting: Setting) -> Table | None:
         [runs.robustness.get(condition, {}) for condition in conditions] for runs in methods
     ]
     columns = [
-        _trained_column(
+        seeds_column(
             methods,
             [set.intersection(*map(set, row)) for row in measured],
             [set().union(*row) for row in measured],
         ),
         *(
-            _column(
+            column(
                 condition_name(*condition),
                 max,
                 [[line["top1"] for line in row[index].values()] for row in measured],
@@ -124,7 +100,7 @@ def robustness_table(setting: Setting) -> Table | None:
         "mean ± sample standard deviation over seeds",
         *(KINDS.get(kind, kind) for kind in kinds),
     )
-    return _table("Robustness", methods, columns, f"{'; '.join(parts)}.")
+    return make_table("Robustness", methods, columns, f"{'; '.join(parts)}.")
 
 
 def foreground_table(setting: Setting) -> Table | None:
@@ -135,9 +111,9 @@ def foreground_table(setting: Setting) -> Table | None:
     lines = [runs.foreground for runs in methods]
     expected = set().union(*lines)
     columns = [
-        ("seeds", [Cell(_seeds(set(row), missing=expected - set(row))) for row in lines]),
+        ("seeds", [Cell(seeds_text(set(row), missing=expected - set(row))) for row in lines]),
         *(
-            _column(
+            column(
                 title, max, [[line[name] for line in row.values() if name in line] for row in lines]
             )
             for name, title in _FOREGROUND.items()
@@ -148,7 +124,7 @@ def foreground_table(setting: Setting) -> Table | None:
         "Percent of the contrast of the foreground that survives the mixing, mean over "
         f"{_or(pairs) + ' ' if pairs else ''}pairs; mean ± sample standard deviation over seeds."
     )
-    return _table("Foreground kept", methods, columns, note)
+    return make_table("Foreground kept", methods, columns, note)
 
 
 def robustness_conditions(setting: Setting) -> list[tuple[str, float]]:
@@ -182,56 +158,6 @@ def time_unit(times: Sequence[float]) -> tuple[str, int]:
 def milliseconds(value: float) -> str:
     """Writes a time with three digits or more."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _table(
-    title: str,
-    methods: list[MethodRuns],
-    columns: list[tuple[str, list[Cell]]],
-    note: str,
-    remarks: list[str] | None = None,
-) -> Table:
-    rows = [
-        [Cell(runs.label), *(cells[row] for _, cells in columns)]
-        for row, runs in enumerate(methods)
-    ]
-    return Table(title, ["method", *(name for name, _ in columns)], rows, note, remarks or [])
-
-
-def _trained_column(
-    methods: list[MethodRuns], done: list[set[int]], begun: list[set[int]] | None = None
-) -> tuple[str, list[Cell]]:
-    """Makes the column of the seeds: a seed of one method should be there for every method."""
-    expected = set().union(*(runs.seeds() for runs in methods))
-    cells = []
-    for runs, whole, some in zip(methods, done, begun or done, strict=True):
-        failed = set(runs.failures)
-        cells.append(Cell(_seeds(whole, some - whole, failed, expected - some - failed)))
-    return "seeds", cells
-
-
-def _seeds(
-    done: Collection[int],
-    in_part: Collection[int] = (),
-    failed: Collection[int] = (),
-    missing: Collection[int] = (),
-) -> str:
-    parts = (("", done), ("in part ", in_part), ("failed ", failed), ("missing ", missing))
-    return ", ".join(
-        word + " ".join(str(seed) for seed in sorted(seeds)) for word, seeds in parts if seeds
-    )
-
-
-def _column(
-    title: str, best: Best | None, values: list[list[float]], digits: int = 2
-) -> tuple[str, list[Cell]]:
-    """Makes a column of means and spreads; ``best`` picks the mean that is shown in bold."""
-    spreads = [Spread.of(of_one) for of_one in values]
-    means = [round(s.mean, digits) for s in spreads if s and math.isfinite(s.mean)]
-    top = best(means) if best and len(means) > 1 else None
-    return title, [
-        Cell(s.text(digits), round(s.mean, digits) == top) if s else Cell(NO_VALUE) for s in spreads
-    ]
 
 
 def _difference_column(setting: Setting, reference: str) -> tuple[str, list[Cell]]:
