@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from harness.markdown import markdown_table
+
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Makes a Markdown table of lines of ``episodes.jsonl``: methods down, classifiers across.
@@ -16,10 +18,11 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         column = (line["shots"], line["normalization"], line["classifier"])
         columns[column] = f"{line['shots']}-shot {line['classifier']} {line['normalization']}"
         rows.setdefault(line["method"], {}).setdefault(column, []).append(line)
-    cells = [["method", *columns.values()]]
-    for method, found in rows.items():
-        cells.append([method, *(_cell(found.get(column, [])) for column in columns)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    cells = [
+        [method, *(_cell(found.get(column, [])) for column in columns)]
+        for method, found in rows.items()
+    ]
+    return markdown_table(["method", *columns.values()], cells)
 
 
 def _cell(lines: list[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ _SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84,
 
 
 def data_folder(dataset: str, root: Path | None, out: Path) -> str:
-    """Where a data set is: the embedded one beside the results, the others as learn2learn has it."""
+    """Where a data set is: the embedded one beside the results, others as for learn2learn."""
     return str(root or (out / "data" if dataset == "glyphs" else Path("~/data").expanduser()))
 
 
@@ -53,8 +53,8 @@ class FewShot:
     """
 
     dataset: Dataset = "glyphs"
-    """glyphs is embedded; folder is train|validation|test/CLASS/*.jpg in ROOT, with other classes in
-    each; the others are learn2learn's."""
+    """glyphs is embedded; folder is train|validation|test/CLASS/*.jpg in ROOT, no class in two of
+    them; the others are learn2learn's."""
     root: Path | None = None
     """Where the data set is, or is downloaded to: ~/data if None, for glyphs OUT/data."""
     download: bool = False
