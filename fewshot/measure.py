@@ -46,7 +46,7 @@ class EvaluationConfig:
     normalizations: tuple[str, ...] = ("cl2n",)
     """Of embeddings (SimpleShot): un, as they are; l2n, to unit length; cl2n, centred on the base
     classes' mean first."""
-    classifiers: tuple[str, ...] = ("centroid", "cosine", "svm", "logistic")
+    classifiers: tuple[str, ...] = tuple(CLASSIFIERS)
     """Nearest centroid, by Euclidean distance or by cosine; linear SVM; logistic regression."""
 
     def __post_init__(self) -> None:
