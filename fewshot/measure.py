@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.episode_counts import pack
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -20,6 +19,7 @@ from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
 from fewshot.evaluate import NORMALIZATIONS, accuracy, correct_queries, normalized
 from harness.data import fingerprint, load_splits, make_loader
 from harness.device import device_name
+from harness.episode_counts import pack
 from harness.results import append_result, read_results
 from harness.train import load_model
 

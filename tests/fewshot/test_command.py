@@ -1,0 +1,95 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewshot.commands.evaluate import Evaluate
+from fewshot.measure import EvaluationConfig
+from harness.methods.base import METHODS, register
+from harness.results import read_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_trains_measures_and_ends_with_a_table(tiny, capsys):
+    command = tiny(methods=("none", "sage"), seeds=(0, 1))
+    command()
+    results = read_results(command.out / "results.jsonl")
+    figures = read_results(command.out / "episodes.jsonl")
+    assert [(r["method"], r["seed"]) for r in results] == [
+        ("none", 0), ("sage", 0), ("none", 1), ("sage", 1)
+    ]  # fmt: skip
+    assert len(figures) == 4 * 2
+    means = {
+        (method, shots): sum(
+            f["accuracy"] for f in figures if (f["method"], f["shots"]) == (method, shots)
+        )
+        / 2
+        for method in ("none", "sage")
+        for shots in (1, 2)
+    }
+    table = capsys.readouterr().out
+    for method in ("none", "sage"):
+        one, two = (re.escape(f"{means[method, shots]:.2f} ± ") for shots in (1, 2))
+        assert re.search(rf"\| {method} +\| {one}\S+ +\| {two}\S+ +\|", table)
+    command()
+    assert read_results(command.out / "results.jsonl") == results
+    assert read_results(command.out / "episodes.jsonl") == figures
+
+
+def test_saved_backbones_are_measured_again(tiny, capsys):
+    command = tiny()
+    command()
+    before = (command.out / "results.jsonl").read_bytes()
+    evaluation = EvaluationConfig(shots=(3,), episodes=20, normalizations=("un", "l2n"))
+    Evaluate(command.out, command.root, evaluation)()
+    lines = read_results(command.out / "episodes.jsonl")[2:]
+    assert {(line["shots"], line["normalization"]) for line in lines} == {(3, "un"), (3, "l2n")}
+    assert {line["classifier"] for line in lines} == set(evaluation.classifiers)
+    assert (command.out / "results.jsonl").read_bytes() == before
+    assert "3-shot centroid" in capsys.readouterr().out
+
+
+def test_a_method_that_fails_does_not_stop_the_others(tiny):
+    def broken(*_args):
+        raise RuntimeError("no luck")
+
+    register("broken")(broken)
+    try:
+        command = tiny(methods=("broken", "none"))
+        with pytest.raises(SystemExit, match="1"):
+            command()
+    finally:
+        del METHODS["broken"]
+    assert [r["method"] for r in read_results(command.out / "results.jsonl")] == ["none"]
+    (failure,) = read_results(command.out / "failures.jsonl")
+    assert failure["method"] == "broken"
+    assert failure["error"] == "RuntimeError: no luck"
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "fewshot", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", [(), ("evaluate",)])
+def test_help_has_examples(command):
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    _, _, text = result.stdout.partition("\n")  # less the usage line
+    assert " ".join(["python -m fewshot", *command]) in text
+
+
+def test_bad_input_ends_with_one_line_and_no_traceback(tmp_path):
+    result = run("--dataset", "mini-imagenet", "--root", str(tmp_path), "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert re.match(r"fewshot: .*mini-imagenet-cache-train\.pkl.*--download", last)
+
+
+def test_a_folder_without_few_shot_runs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no few-shot results in .*results.jsonl"):
+        Evaluate(tmp_path)()
