@@ -69,6 +69,8 @@ def open_split(name: str, root: Path, split: str, *, download: bool, image_size:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     root = Path(root).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"root must be a folder, got {str(root)!r}")
     if name == "glyphs":
         root = write_glyphs(root, image_size)
     elif name != "folder":
@@ -108,7 +110,7 @@ def _open(name: str, root: Path, split: str) -> ClassSplit:
         return _open_tiered(root, split)
     if name == "cifarfs":
         opened = open_cifarfs(root, split)
-        return ClassSplit(opened.targets, opened.classes, partial(_image_file, opened))
+        return ClassSplit(opened.targets, opened.classes, partial(_image_in, opened))
     if name == "fc100":
         return _open_fc100(root, split)
     opened = datasets.MiniImagenet(str(root), split)
@@ -124,7 +126,7 @@ def _open_folder(root: Path, split: str) -> ClassSplit:
         raise ValueError(
             f"dataset='folder' expects images in root/{split}/CLASS/, root={str(root)!r}: {error}"
         ) from error
-    return ClassSplit(opened.targets, opened.classes, partial(_image_file, opened))
+    return ClassSplit(opened.targets, opened.classes, partial(_image_in, opened))
 
 
 def _open_tiered(root: Path, split: str) -> ClassSplit:
@@ -153,12 +155,10 @@ def _image_of_array(images: NDArray[np.uint8], index: int) -> Image.Image:
 
 
 def _image_in(dataset: Any, index: int) -> Image.Image:
-    image: Image.Image = dataset[index][0].convert("RGB")
-    return image
-
-
-def _image_file(dataset: ImageFolder, index: int) -> Image.Image:
     try:
-        return _image_in(dataset, index)
+        image: Image.Image = dataset[index][0].convert("RGB")
     except OSError as error:
-        raise ValueError(f"{dataset.samples[index][0]} is no whole image: {error}") from error
+        of_folder = isinstance(dataset, ImageFolder)
+        name = dataset.samples[index][0] if of_folder else f"{dataset.root}, image {index}"
+        raise ValueError(f"{name} is no whole image: {error}") from error
+    return image
