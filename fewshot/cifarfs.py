@@ -6,6 +6,8 @@ from pathlib import Path
 
 from learn2learn.vision.datasets import CIFARFS
 
+from fewshot import layouts
+
 
 def open_cifarfs(root: Path, split: str) -> CIFARFS:
     """Opens a split, after learn2learn has copied each class to its split's folder.
@@ -19,15 +21,15 @@ def open_cifarfs(root: Path, split: str) -> CIFARFS:
     folder = root / "cifarfs"
     if not (folder / "processed").exists():
         _copy_classes(folder)
-    opened = CIFARFS(str(root), split)
-    for name in opened.classes:
-        copied = folder / "processed" / Path(opened.root).name / name
-        if _files(copied) != _files(folder / "cifar100" / "data" / name):
+    for name in layouts.cifarfs(folder / "cifar100", split):
+        copied = folder / "processed" / layouts.short(split) / name
+        original = folder / "cifar100" / "data" / name
+        if _files(copied) != _files(original):
             raise ValueError(
-                f"{copied} does not hold what {folder}/cifar100/data/{name} does. Delete "
-                f"{folder}/processed: it is made anew"
+                f"{copied} does not hold what {original} does. Delete {folder}/processed: it is "
+                "made anew"
             )
-    return opened
+    return CIFARFS(str(root), split)
 
 
 def _copy_classes(folder: Path) -> None:

@@ -14,11 +14,6 @@ SPLITS = {"train": _SHUFFLED[:64], "validation": _SHUFFLED[64:80], "test": _SHUF
 IMAGES_PER_CLASS = {"train": 100, "validation": 40, "test": 40}
 
 
-def glyphs_folder(root: Path, image_size: int) -> Path:
-    """Where the glyphs of a size are, below the data sets' common root."""
-    return root / f"glyphs-{image_size}"
-
-
 def write_glyphs(root: Path, image_size: int) -> Path:
     """Draws the glyphs and writes the files that are not there yet.
 
@@ -30,12 +25,12 @@ def write_glyphs(root: Path, image_size: int) -> Path:
         image_size: Height and width in pixels, at least 8.
 
     Returns:
-        The folder of the three files.
+        The folder of the three files, ``root/glyphs-{image_size}``.
 
     Raises:
         ValueError: If ``image_size`` is out of its range.
     """
-    folder = glyphs_folder(root, image_size)
+    folder = root / f"glyphs-{image_size}"
     for split, characters in SPLITS.items():
         path = folder / f"mini-imagenet-cache-{split}.pkl"
         if path.exists():

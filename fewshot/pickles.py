@@ -19,7 +19,7 @@ _DTYPE = re.compile(r"[?biufcSUO]\d*")  # numbers, strings and objects; no recor
 
 
 def load_plain(path: Path, encoding: str = "ASCII") -> Any:
-    """Reads a pickle of dictionaries, lists, tuples, sets, strings, numbers and NumPy arrays.
+    """Reads a pickle of dictionaries, lists, tuples, strings, numbers and NumPy arrays.
 
     Args:
         path: The file.

@@ -85,3 +85,18 @@ def test_takes_the_first_so_many_classes():
 def test_a_number_of_classes_that_there_is_not_is_refused(classes):
     with pytest.raises(ValueError, match=rf"classes must be in \[2, 100\], got {classes}"):
         Glyphs("train", 4, 16, classes=classes)
+
+
+def test_takes_the_characters_that_are_named():
+    some = Glyphs("train", 6, 16, seed=3, classes=("Б", "A", "7"))
+    assert some.classes == ["Б", "A", "7"]
+    assert some.targets == [0, 1, 2] * 2
+    named = Glyphs("train", 6, 16, seed=3, classes=CLASSES[:4])
+    np.testing.assert_array_equal(named.images, Glyphs("train", 6, 16, seed=3, classes=4).images)
+    assert (some.images != named.images).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("classes", [("A",), ("A", "B", "A"), ("A", "0")])
+def test_characters_that_are_no_two_different_glyphs_are_refused(classes):
+    with pytest.raises(ValueError, match="classes must be two or more different glyphs, got"):
+        Glyphs("train", 4, 16, classes=classes)
