@@ -12,7 +12,7 @@ from fewshot.classifiers.newton import factor
 _BOUND = 0.1  # C_reg, at learn2learn's default
 _MOST_STEPS = 60
 _TOLERANCE = 1e-12  # of the duality gap, relative to the objective; scores agree to its root
-_TO_THE_EDGE = 0.99
+_TO_THE_EDGE = 0.999
 
 
 @register("svm")
@@ -49,33 +49,41 @@ def solve(kernel: Tensor, own: Tensor, bound: float) -> Tensor:
     ways, images = own.shape
     matrix = kernel + torch.eye(images, dtype=kernel.dtype, device=kernel.device)
     weights = (bound * (own - 1 / ways)).expand(len(kernel), -1, -1)
+    weights = weights * (_mean(own * weights) / _mean(weights * (weights @ matrix))).clamp(max=1)
     slopes = own - weights @ matrix
     # Multipliers that make the start feasible; from then on steps keep it so.
     spread = slopes.amax(dim=1, keepdim=True) - slopes.amin(dim=1, keepdim=True)
     multipliers = slopes - slopes.amin(dim=1, keepdim=True) + spread.mean(dim=2, keepdim=True)
     slack = bound * own - weights
+    solved, episodes = torch.empty_like(weights), torch.arange(len(kernel), device=kernel.device)
     for _ in range(_MOST_STEPS):
         gap = _mean(slack * multipliers)
-        left = gap > _TOLERANCE * _mean(own * weights)
+        left = (gap > _TOLERANCE * _mean(own * weights)).flatten()
+        solved[episodes[~left]] = weights[~left]
         if not left.any():
-            return weights
+            return solved
+        episodes, matrix, weights, slack, multipliers, gap = (
+            values[left] for values in (episodes, matrix, weights, slack, multipliers, gap)
+        )
         newton = factor(matrix, multipliers / slack)
         predictor = newton(multipliers)
         change = multipliers * (predictor / slack - 1)
         length = _step(slack, -predictor, multipliers, change)
         after = _mean((slack - length * predictor) * (multipliers + length * change))
-        target = (after / gap) ** 3 * gap
-        excess = target + predictor * change
+        excess = (after / gap) ** 3 * gap + predictor * change
         direction = newton(multipliers - excess / slack)
         change = (excess + multipliers * direction) / slack - multipliers
         length = _TO_THE_EDGE * _step(slack, -direction, multipliers, change)
-        length = length.where(left, 0)
         weights = weights + length * direction
         slack = slack - length * direction
         multipliers = multipliers + length * change
-    count = int(left.sum())
-    warnings.warn(f"the SVM of {count} episodes has not converged", RuntimeWarning, stacklevel=2)
-    return weights
+    solved[episodes] = weights
+    warnings.warn(
+        f"the SVM of {len(episodes)} episodes has not converged in {_MOST_STEPS} steps",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return solved
 
 
 def _mean(values: Tensor) -> Tensor:
