@@ -3,7 +3,7 @@
 They stand in tables in the order of this list.
 """
 
-from fewshot.classifiers import centroid, svm  # noqa: F401
+from fewshot.classifiers import centroid, logistic, svm  # noqa: F401
 from fewshot.classifiers.base import CLASSIFIERS
 
 __all__ = ["CLASSIFIERS"]
