@@ -3,6 +3,8 @@
 import json
 import random
 
+from harness.episode_counts import pack
+
 METHODS = (
     "none",
     "mixup",
@@ -99,6 +101,57 @@ def benchmark(method, part, milliseconds, ratio=None, peak_memory_ratio=None, **
         **facts,
     }
     return {"name": f"test_{part}[{method}]", "stats": {"median": milliseconds}, "extra_info": info}
+
+
+def few_shot_config(method, seed, learner="classifier", validation_episodes=600, **mixing):
+    """The settings of a run of fewshot's."""
+    settings = config(method, seed, dataset="fewshot/mini-imagenet", **mixing)
+    validation = {"ways": 5, "shots": 1, "queries": 15, "episodes": validation_episodes, "seed": 0}
+    return {**settings, "model": "cnn4", "learner": learner, "validation": validation}
+
+
+def few_shot_result(method, seed, top1=50.0, settings=None, **changes):
+    """A line that fewshot writes to results.jsonl: top1 is that of validation episodes."""
+    line = result(method, seed, top1, best_epoch=30, **changes)
+    for measures in (line, *line["history"]):
+        for name in ("top5", "nll", "ece"):
+            measures.pop(name, None)
+    settings = settings or few_shot_config(method, seed)
+    return {**line, "config": settings, "dataset": settings["data"]["dataset"], "model": "cnn4"}
+
+
+def episodes(method, seed, correct, shots=1, settings=None, **changes):
+    """A line of episodes.jsonl, of the correct answers in each episode."""
+    line = {"ways": 5, "shots": shots, "queries": 15, "episodes": len(correct), "episode_seed": 0}
+    line |= {"normalization": "cl2n", "classifier": "centroid", "data": "a1b2", **changes}
+    shares = [100 * count / (line["ways"] * line["queries"]) for count in correct]
+    return {
+        "method": method,
+        "seed": seed,
+        "config": settings or few_shot_config(method, seed),
+        "accuracy": sum(shares) / len(shares),
+        "interval": 0.25,
+        "correct": pack(correct),
+        **line,
+    }
+
+
+def write_few_shot(directory, methods=METHODS, seeds=3, classifiers=("centroid", "logistic")):
+    """Writes what fewshot leaves behind: results, and each network's answers in 1,000 episodes."""
+    draw = random.Random(1)
+    results, lines = [], []
+    difficulty = [draw.gauss(0, 4) for _ in range(1_000)]
+    for method in methods:
+        level = draw.gauss(0, 1)
+        for seed in range(seeds):
+            results.append(few_shot_result(method, seed, 48 + level + draw.gauss(0, 0.5)))
+            network = level + draw.gauss(0, 0.4)
+            for classifier in classifiers:
+                for shots, base in ((1, 34), (5, 49)):
+                    correct = [round(base + network + d + draw.gauss(0, 3)) for d in difficulty]
+                    lines.append(episodes(method, seed, correct, shots, classifier=classifier))
+    write_lines(directory / "results.jsonl", results)
+    write_lines(directory / "episodes.jsonl", lines)
 
 
 def write_lines(path, lines):

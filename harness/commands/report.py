@@ -13,9 +13,9 @@ from harness.report import markdown, read, sections, write
 class Report:
     """Show what the other commands measured: tables, plots, and one page that holds them all.
 
-    Reads results.jsonl, failures.jsonl, runs.jsonl, robustness.jsonl, foreground.jsonl and
-    overhead.json, as far as they are there; several folders are read as if they were one. Prints
-    the tables, and writes report.html, report.md and the plots (PNG).
+    Reads results.jsonl, failures.jsonl, runs.jsonl, robustness.jsonl, foreground.jsonl,
+    episodes.jsonl and overhead.json, as far as they are there; several folders are read as if they
+    were one. Prints the tables, and writes report.html, report.md and the plots (PNG).
 
     Usage examples:
 

@@ -51,10 +51,11 @@ def seeds_column(
     methods: list[MethodRuns], done: list[set[int]], begun: list[set[int]] | None = None
 ) -> tuple[str, list[Cell]]:
     """Makes the column of the seeds: a seed of one method should be there for every method."""
-    expected = set().union(*(runs.seeds() for runs in methods))
+    begun = begun or done
+    expected = set().union(*begun, *(runs.seeds() for runs in methods))
     cells = []
-    for runs, whole, some in zip(methods, done, begun or done, strict=True):
-        failed = set(runs.failures)
+    for runs, whole, some in zip(methods, done, begun, strict=True):
+        failed = set(runs.failures) - some
         cells.append(Cell(seeds_text(whole, some - whole, failed, expected - some - failed)))
     return "seeds", cells
 
@@ -76,7 +77,13 @@ def column(
     title: str, best: Best | None, values: list[list[float]], digits: int = 2
 ) -> tuple[str, list[Cell]]:
     """Makes a column of means and spreads; ``best`` picks the mean that is shown in bold."""
-    spreads = [Spread.of(of_one) for of_one in values]
+    return spread_column(title, best, [Spread.of(of_one) for of_one in values], digits)
+
+
+def spread_column(
+    title: str, best: Best | None, spreads: list[Spread | None], digits: int = 2
+) -> tuple[str, list[Cell]]:
+    """Makes a column of spreads, as :func:`column` does."""
     means = [round(s.mean, digits) for s in spreads if s and math.isfinite(s.mean)]
     top = best(means) if best and len(means) > 1 else None
     return title, [

@@ -17,6 +17,7 @@ _DPI = 200
 _WIDTH = 4.4  # inches: narrow, so that the text can be read on a phone
 _LEGEND_LETTERS = 46
 _LONG_LABEL = 24  # characters; where there is a longer one, the legend has one column
+_NARROW = 18  # characters of a label beside panels
 _LEGEND_ROW = 0.19  # inches
 _MARKS = 8  # markers on a curve
 _HATCHES = {"saliency": "....", "mixing": "////"}
@@ -83,6 +84,35 @@ def draw_curves(
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.8)
+    return figure
+
+
+def draw_dots(
+    panels: Mapping[str, Mapping[str, Spread]], styles: Styles, axis_label: str, theme: Theme
+) -> Figure:
+    """Draws a dot a method with its spread, from the top down, a panel beside the other."""
+    labels = [*dict.fromkeys(label for spreads in panels.values() for label in spreads)]
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    size = (_WIDTH, rows * (0.8 + 0.3 * len(labels)))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, (title, spreads) in zip(grid, panels.items(), strict=False):
+        for label, spread in spreads.items():
+            look = styles[label].lines(theme) | {"linestyle": "none"}
+            axes.errorbar(
+                spread.mean, labels.index(label), xerr=spread.deviation, elinewidth=1, capsize=2,
+                **look,
+            )  # fmt: skip
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(axis_label)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.margins(0.1)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    names = [wrapped(label, _NARROW) for label in labels]
+    grid[0].set_yticks(range(len(labels)), names)
+    grid[0].set_ylim(len(labels) - 0.5, -0.5)
     return figure
 
 

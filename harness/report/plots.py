@@ -10,7 +10,16 @@ from functools import partial
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from harness.report.drawing import Bar, Series, Styles, draw_bars, draw_curves, draw_points
+from harness.report.drawing import (
+    Bar,
+    Series,
+    Styles,
+    draw_bars,
+    draw_curves,
+    draw_dots,
+    draw_points,
+)
+from harness.report.episodes import Draw, accuracy, compared, evaluated
 from harness.report.overhead import Overhead
 from harness.report.settings import Setting
 from harness.report.statistics import Spread
@@ -41,6 +50,7 @@ def accuracy_pictures(setting: Setting, styles: Styles) -> list[Picture]:
     """Accuracy against training time, and the learning curves."""
     pictures = []
     points = {}
+    top1_axis = f"{setting.top1_name}, %"
     for runs in setting.methods:
         time, top1 = (
             Spread.of([*runs.values(name).values()]) for name in ("train_seconds", "top1")
@@ -58,12 +68,12 @@ def accuracy_pictures(setting: Setting, styles: Styles) -> list[Picture]:
                     (label, f"{top1.mean:.1f} % in {time.mean:.1f} {unit}")
                     for label, (time, top1) in points.items()
                 ),
-                partial(draw_points, points, styles, (f"training time, {unit}", "top-1, %")),
+                partial(draw_points, points, styles, (f"training time, {unit}", top1_axis)),
             )
         )
     for measure, name, title, axis in (
         ("train_loss", "training-loss", "Training loss", "training loss"),
-        ("top1", "top1-epochs", "Accuracy in the epochs that were measured", "top-1, %"),
+        ("top1", "top1-epochs", "Accuracy in the epochs that were measured", top1_axis),
     ):
         series = _histories(setting, measure)
         if series:
@@ -90,6 +100,26 @@ def robustness_pictures(setting: Setting, styles: Styles) -> list[Picture]:
         name = re.sub(r"[^\w-]+", "-", f"robustness-{kind}")  # as a file may be called anywhere
         pictures.append(_curves(name, title, series, styles, axes))
     return pictures
+
+
+def novel_picture(setting: Setting, draw: Draw, name: str, styles: Styles) -> Picture:
+    """Accuracy on novel classes by method, a panel for each number of shots."""
+    chosen, classifier = compared(setting, draw)
+    panels: dict[str, dict[str, Spread]] = {}
+    for shots in chosen:
+        spreads = {
+            runs.label: accuracy(evaluated(runs, draw, shots, classifier))
+            for runs in setting.methods
+        }
+        panels[f"{shots}-shot"] = {label: spread for label, spread in spreads.items() if spread}
+    alt = ". ".join(
+        f"{panel}: " + _words((label, f"{spread.text(1)} %") for label, spread in spreads.items())
+        for panel, spreads in panels.items()
+    )
+    used = f"{classifier.name}, {classifier.normalization}"
+    title = f"Novel classes, {name} ({used}); bars: ± of the table"
+    draws_dots = partial(draw_dots, panels, styles, "accuracy, %")
+    return Picture("novel-classes", title, alt, draws_dots)
 
 
 def overhead_picture(overhead: Overhead, styles: Styles) -> Picture | None:

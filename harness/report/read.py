@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.episode_counts import unpack
 from harness.results import read_results
 
 Line = dict[str, Any]
@@ -19,6 +20,10 @@ _MEASURED = {
     "robustness": ("method", "seed", "config", "kind", "strength", "top1"),
     "foreground": ("method", "seed"),
 }
+_EPISODES = (
+    *("method", "seed", "config", "ways", "shots", "queries", "episodes", "episode_seed"),
+    *("normalization", "classifier", "accuracy", "interval", "correct", "data"),
+)
 _OVERHEAD = "overhead.json"
 
 
@@ -36,6 +41,8 @@ class Lines:
     """Accuracies of trained networks under one corruption or attack each."""
     foreground: list[Line] = field(default_factory=list)
     """Shares of the foreground that a method's mixes keep."""
+    episodes: list[Line] = field(default_factory=list)
+    """Accuracies on episodes of novel classes; ``correct`` is an array, a number an episode."""
     overhead: list[Line] = field(default_factory=list)
     """The ``extra_info`` of each benchmark of a step or of a part of one."""
 
@@ -45,23 +52,25 @@ def read(directories: Sequence[Path]) -> Lines:
 
     Args:
         directories: Folders that hold ``results.jsonl``, ``failures.jsonl`` or ``runs.jsonl``, and
-            perhaps ``robustness.jsonl``, ``foreground.jsonl`` and ``overhead.json``.
+            perhaps ``robustness.jsonl``, ``foreground.jsonl``, ``episodes.jsonl`` and
+            ``overhead.json``.
 
     Raises:
-        ValueError: If there is no line of a run in any of them, or one of them holds none of these
-            files, or a file is not what it should be.
+        ValueError: If there is no line of a run or of its episodes in any of them, or one of them
+            holds none of these files, or a file is not what it should be.
     """
     found = Lines()
-    names = [*(f"{name}.jsonl" for name in _TRAINED | _MEASURED), _OVERHEAD]
+    names = [*(f"{name}.jsonl" for name in (*_TRAINED, *_MEASURED, "episodes")), _OVERHEAD]
     for directory in directories:
         if not any((directory / name).exists() for name in names):
             raise ValueError(f"{directory} holds none of {', '.join(names)}")
         for name, keys in (_TRAINED | _MEASURED).items():
             getattr(found, name).extend(_lines(directory / f"{name}.jsonl", keys))
+        found.episodes.extend(_episodes(directory / "episodes.jsonl"))
         found.overhead.extend(_benchmarks(directory / _OVERHEAD))
-    if not any(getattr(found, name) for name in _TRAINED):
+    if not any(getattr(found, name) for name in (*_TRAINED, "episodes")):
         raise ValueError(
-            f"no results.jsonl, failures.jsonl or runs.jsonl with a run in "
+            f"no results.jsonl, failures.jsonl, runs.jsonl or episodes.jsonl with a run in "
             f"{', '.join(str(directory) for directory in directories)}: train first"
         )
     return found
@@ -75,6 +84,22 @@ def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
         missing = [key for key in keys if key not in line]
         if missing:
             raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}")
+    return lines
+
+
+def _episodes(path: Path) -> list[Line]:
+    lines = _lines(path, _EPISODES)
+    for number, line in enumerate(lines, start=1):
+        try:
+            line["correct"] = unpack(line["correct"])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: correct {error}") from error
+        most = line["ways"] * line["queries"]
+        if len(line["correct"]) != line["episodes"] or line["correct"].max(initial=0) > most:
+            raise ValueError(
+                f"{path}, line {number}: correct must hold {line['episodes']} counts of up to "
+                f"{most}, got {len(line['correct'])} of up to {line['correct'].max(initial=0)}"
+            )
     return lines
 
 

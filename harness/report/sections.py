@@ -4,11 +4,14 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.cells import Table
 from harness.report.drawing import Styles
+from harness.report.episodes import draw_names, draws
 from harness.report.findings import findings
+from harness.report.novel_tables import difference_tables, novel_tables
 from harness.report.overhead import overhead_table, overheads
 from harness.report.plots import (
     Picture,
     accuracy_pictures,
+    novel_picture,
     overhead_picture,
     robustness_pictures,
 )
@@ -53,7 +56,7 @@ def sections(lines: Lines) -> list[Section]:
 
 
 def _section(setting: Setting, looks: Styles) -> Section:
-    parts = []
+    parts = _novel_parts(setting, looks)
     if setting.trained():
         parts.append(Part(accuracy_table(setting), accuracy_pictures(setting, looks)))
     robustness = robustness_table(setting)
@@ -63,6 +66,15 @@ def _section(setting: Setting, looks: Styles) -> Section:
     if foreground:
         parts.append(Part(foreground))
     return Section(setting.title, _made_with(setting), findings(setting), parts)
+
+
+def _novel_parts(setting: Setting, looks: Styles) -> list[Part]:
+    parts = []
+    for draw, name in draw_names(draws(setting)).items():
+        first, *others = novel_tables(setting, draw, name)
+        parts.append(Part(first, [novel_picture(setting, draw, name, looks)]))
+        parts += map(Part, [*others, *difference_tables(setting, draw, name)])
+    return parts
 
 
 def _made_with(setting: Setting) -> str:

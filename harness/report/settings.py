@@ -3,14 +3,26 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.methods.sage import OWN_SETTINGS
 from harness.report.read import Line, Lines
 
-_NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs")
+_NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
+
+
+class Evaluation(NamedTuple):
+    """What a network was evaluated on and with, on episodes of novel classes."""
+
+    ways: int
+    shots: int
+    queries: int
+    episodes: int
+    episode_seed: int
+    normalization: str
+    classifier: str
 
 
 @dataclass
@@ -28,6 +40,8 @@ class MethodRuns:
     foreground: dict[int, Line] = field(default_factory=dict)
     robustness: dict[tuple[str, float], dict[int, Line]] = field(default_factory=dict)
     """By kind and strength, then by seed."""
+    episodes: dict[Evaluation, dict[int, Line]] = field(default_factory=dict)
+    """By what they were evaluated with, then by seed."""
 
     def values(self, measure: str) -> dict[int, float]:
         """What the results hold of a measure, by seed."""
@@ -48,6 +62,16 @@ class Setting:
     methods: list[MethodRuns]
     title: str = "What the mixes keep"
 
+    @property
+    def learner(self) -> str | None:
+        """What made few-shot backbones: a classifier, or a meta-learner; None for other runs."""
+        return (self.config or {}).get("learner")
+
+    @property
+    def top1_name(self) -> str:
+        """What ``top1`` is: the accuracy by which few-shot training chose its epoch, else top-1."""
+        return "top-1" if self.learner is None else "validation accuracy"
+
     def trained(self) -> list[MethodRuns]:
         """The methods that were to be trained; others are here for their mixes alone."""
         return [runs for runs in self.methods if runs.seeds()]
@@ -64,12 +88,15 @@ def settings(lines: Lines) -> list[Setting]:
     two rows, whose labels tell them apart, beside one row of each other method.
     """
     found: dict[str, Setting] = {}
-    for part in ("runs", "failures", "results", "foreground", "robustness"):
+    for part in ("runs", "failures", "results", "foreground", "robustness", "episodes"):
         for line in getattr(lines, part):
             runs = _place(found, line)
             if part == "robustness":
                 condition = (line["kind"], line["strength"])
                 runs.robustness.setdefault(condition, {})[line["seed"]] = line
+            elif part == "episodes":
+                evaluation = Evaluation(*(line[name] for name in Evaluation._fields))
+                runs.episodes.setdefault(evaluation, {})[line["seed"]] = line
             else:
                 getattr(runs, part)[line["seed"]] = line
     for setting in found.values():
@@ -78,7 +105,9 @@ def settings(lines: Lines) -> list[Setting]:
         for runs, label in zip(setting.methods, names, strict=True):
             runs.label = label
             runs.failures = {s: f for s, f in runs.failures.items() if s not in runs.results}
-    _name([setting for setting in found.values() if setting.config is not None])
+    told = [setting for setting in found.values() if setting.config is not None]
+    for learner in dict.fromkeys(setting.learner for setting in told):
+        _name([setting for setting in told if setting.learner == learner])
     return list(found.values())
 
 
@@ -127,7 +156,7 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
 
 
 def _name(found: list[Setting]) -> None:
-    """Gives each setting a title, with what tells it from the others."""
+    """Gives each setting of one learner a title, with what tells it from the others."""
     flat = [dict(_flat(setting.config)) for setting in found]
     differing = [name for name in _differing(flat) if name not in _NAMED_IN_TITLE]
     for setting, values in zip(found, flat, strict=True):
@@ -135,9 +164,13 @@ def _name(found: list[Setting]) -> None:
         parts = (
             ("{}", line.get("dataset", values.get("data.dataset"))),
             ("{} training images", line.get("train_size", values.get("data.train_size"))),
-            ("{} to measure on", line.get("validation_size")),
+            (
+                "{} to measure on" if setting.learner is None else "{} to choose the epoch by",
+                line.get("validation_size"),
+            ),
             ("{}", line.get("model", values.get("model"))),
             ("{} epochs", line.get("epochs", values.get("schedule.epochs"))),
+            ("{}", None if setting.learner == "classifier" else setting.learner),
         )
         words = [text.format(value) for text, value in parts if value is not None]
         words += [f"{name.split('.')[-1]} {values[name]}" for name in differing if name in values]

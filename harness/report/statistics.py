@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
 _CONFIDENCE = 0.95
@@ -39,11 +41,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of differences seed by seed, with a 95 % interval where there are two seeds or more."""
+    """Mean of paired differences, with a 95 % interval where there are two pairs or more."""
 
     mean: float
     interval: tuple[float, float] | None
-    seeds: int
+    pairs: int
+    """The number of seeds, or of episodes."""
 
     @classmethod
     def of(cls, own: Mapping[int, float], other: Mapping[int, float]) -> "Difference | None":
@@ -54,13 +57,22 @@ class Difference:
         """
         seeds = sorted(own.keys() & other.keys())
         spread = Spread.of([own[seed] - other[seed] for seed in seeds])
-        if spread is None:
-            return None
+        return None if spread is None else cls._of(spread, len(seeds))
+
+    @classmethod
+    def of_episodes(cls, own: NDArray[np.float64], other: NDArray[np.float64]) -> "Difference":
+        """Takes the differences of two rows ``[episodes]``, with Student's interval over them."""
+        differences = own - other
+        deviation = float(differences.std(ddof=1)) if len(differences) > 1 else None
+        return cls._of(Spread(float(differences.mean()), deviation), len(differences))
+
+    @classmethod
+    def _of(cls, spread: Spread, pairs: int) -> "Difference":
         if spread.deviation is None:
-            return cls(spread.mean, None, len(seeds))
-        half = student.ppf((1 + _CONFIDENCE) / 2, len(seeds) - 1) * spread.deviation
-        half = float(half) / math.sqrt(len(seeds))
-        return cls(spread.mean, (spread.mean - half, spread.mean + half), len(seeds))
+            return cls(spread.mean, None, pairs)
+        half = student.ppf((1 + _CONFIDENCE) / 2, pairs - 1) * spread.deviation
+        half = float(half) / math.sqrt(pairs)
+        return cls(spread.mean, (spread.mean - half, spread.mean + half), pairs)
 
     def text(self) -> str:
         """Writes it as difference (low to high), in points."""

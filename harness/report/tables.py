@@ -19,7 +19,7 @@ KINDS = {
 }
 """The kinds of images that robustness is measured on, and what their strength is."""
 _MEASURES = {
-    "top1": ("top-1, %", max),
+    "top1": ("{}, %", max),
     "top5": ("top-5, %", max),
     "nll": ("NLL", min),
     "ece": ("ECE, %", min),
@@ -35,17 +35,27 @@ _TIME_UNITS = ((2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 def accuracy_table(setting: Setting) -> Table:
     """Accuracy, likelihood, calibration and time of the runs, and the difference to the peers."""
     methods = setting.trained()
-    measures = [name for name in _MEASURES if any(runs.values(name) for runs in methods)]
-    references = [name for name in REFERENCES if top1_of(setting, name)]
+    measures = {
+        name: measure
+        for name, measure in _MEASURES.items()
+        if any(runs.values(name) for runs in methods)
+    }
+    few_shot = setting.learner is not None
+    references = [] if few_shot else [name for name in REFERENCES if top1_of(setting, name)]
     times = [Spread.of([*runs.values("train_seconds").values()]) for runs in methods]
     unit, seconds = time_unit([time.mean for time in times if time])
     columns = [
         seeds_column(methods, [set(runs.results) for runs in methods]),
         *(
-            column(*_MEASURES[name], [[*runs.values(name).values()] for runs in methods])
-            for name in measures
+            column(
+                title.format(setting.top1_name),
+                best,
+                [[*runs.values(name).values()] for runs in methods],
+            )
+            for name, (title, best) in measures.items()
         ),
         *(_difference_column(setting, name) for name in references),
+        *([_best_epoch_column(methods)] if few_shot else []),
         column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
         ("step, ms", [Cell(_step(runs)) for runs in methods]),
         column(
@@ -56,9 +66,14 @@ def accuracy_table(setting: Setting) -> Table:
         ),
     ]
     compared = "; less another method's: difference seed by seed (95 % interval of Student's t)"
+    title = "Accuracy and time"
+    figure = (
+        "Each run's figure is the median of its last ten epochs (training loss: the last epoch)"
+    )
+    if few_shot:
+        title, figure = "Validation classes and time", _validation(setting)
     note = (
-        "Each run's figure is the median of its last ten epochs (training loss: the last epoch); "
-        "mean ± sample standard deviation over seeds"
+        f"{figure}; mean ± sample standard deviation over seeds"
         f"{compared if references else ''}; step: median over steps, epochs and runs."
     )
     remarks = [
@@ -66,7 +81,7 @@ def accuracy_table(setting: Setting) -> Table:
         for runs in methods
         for seed, failure in sorted(runs.failures.items())
     ]
-    return make_table("Accuracy and time", methods, columns, note, remarks)
+    return make_table(title, methods, columns, note, remarks)
 
 
 def robustness_table(setting: Setting) -> Table | None:
@@ -169,6 +184,26 @@ def _difference_column(setting: Setting, reference: str) -> tuple[str, list[Cell
     return (
         f"top-1 less {reference}'s, points",
         [Cell(difference.text() if difference else NO_VALUE) for difference in differences],
+    )
+
+
+def _best_epoch_column(methods: list[MethodRuns]) -> tuple[str, list[Cell]]:
+    epochs = [[*runs.values("best_epoch").values()] for runs in methods]
+    return column("best epoch", None, epochs, digits=0)
+
+
+def _validation(setting: Setting) -> str:
+    """Says what few-shot training chose its epoch by."""
+    episodes = (setting.config or {}).get("validation") or {}
+    words = ("{ways}-way {shots}-shot episodes", "{episodes:,} episodes, {queries} queries a class")
+    try:
+        kind, count = (text.format(**episodes) for text in words)
+    except KeyError:
+        kind, count = "episodes", ""
+    return (
+        f"Validation accuracy: {kind} of the validation classes{f' ({count})' if count else ''} at "
+        "each run's best epoch, which was chosen by it, so that it is no measure of new classes; "
+        "training loss: the last epoch"
     )
 
 

@@ -250,7 +250,10 @@ def test_hostile_text_is_no_markup(tmp_path):
     ("files", "text"),
     [
         ({}, "holds none of results.jsonl, failures.jsonl, runs.jsonl, robustness.jsonl"),
-        ({"results.jsonl": ""}, "no results.jsonl, failures.jsonl or runs.jsonl with a run in"),
+        (
+            {"results.jsonl": ""},
+            "no results.jsonl, failures.jsonl, runs.jsonl or episodes.jsonl",
+        ),
         ({"results.jsonl": "3\n"}, "results.jsonl, line 1: not a JSON object"),
         ({"results.jsonl": '{"method": "none"}\n'}, "results.jsonl, line 1: lacks seed, config"),
         ({"overhead.json": "[]"}, "overhead.json: not a file of pytest-benchmark's"),

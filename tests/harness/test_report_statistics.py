@@ -12,7 +12,7 @@ def test_the_difference_is_that_of_scipys_paired_t_test(count):
     random = np.random.default_rng(count)
     own, other = random.normal(50, 3, (2, count))
     found = Difference.of(dict(enumerate(own.tolist())), dict(enumerate(other.tolist())))
-    assert found.seeds == count
+    assert found.pairs == count
     assert found.mean == pytest.approx((own - other).mean())
     for test in (ttest_1samp(own - other, 0), ttest_rel(own, other)):
         assert found.interval == pytest.approx((*test.confidence_interval(0.95),))
@@ -20,7 +20,7 @@ def test_the_difference_is_that_of_scipys_paired_t_test(count):
 
 def test_only_seeds_that_both_have_are_compared():
     found = Difference.of({0: 1.0, 2: 5.0, 3: 9.0}, {3: 5.0, 0: 0.0, 1: 100.0})
-    assert (found.mean, found.seeds) == (2.5, 2)
+    assert (found.mean, found.pairs) == (2.5, 2)
     assert Difference.of({0: 1.0}, {1: 1.0}) is None
 
 
