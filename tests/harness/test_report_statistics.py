@@ -18,6 +18,17 @@ def test_the_difference_is_that_of_scipys_paired_t_test(count):
         assert found.interval == pytest.approx((*test.confidence_interval(0.95),))
 
 
+@pytest.mark.parametrize("count", [2, 600])
+def test_episodes_are_compared_as_scipys_paired_t_test_does(count):
+    own, other = np.random.default_rng(count).binomial(75, 0.5, (2, count)) / 0.75
+    found = Difference.of_episodes(own, other)
+    assert found.pairs == count
+    assert found.mean == pytest.approx((own - other).mean())
+    expected = ttest_rel(own, other).confidence_interval(0.95)
+    assert found.interval == pytest.approx((*expected,))
+    assert Difference.of_episodes(own[:1], other[:1]).interval is None
+
+
 def test_only_seeds_that_both_have_are_compared():
     found = Difference.of({0: 1.0, 2: 5.0, 3: 9.0}, {3: 5.0, 0: 0.0, 1: 100.0})
     assert (found.mean, found.pairs) == (2.5, 2)
