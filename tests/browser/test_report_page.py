@@ -6,7 +6,15 @@ import shutil
 import pytest
 
 from harness.report import read, sections, write
-from tests.report_inputs import config, failure, result, write_all, write_lines
+from tests.report_inputs import (
+    METHODS,
+    config,
+    failure,
+    result,
+    write_all,
+    write_few_shot,
+    write_lines,
+)
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -21,9 +29,10 @@ LONG = "a-method-with-quite-a-long-name-" + "x" * 40
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page of everything: two settings, eleven methods and more, failures, missing runs."""
-    one, other = (tmp_path_factory.mktemp(name) for name in ("one", "other"))
+    """The page of everything: three settings, eleven methods and more, failures, missing runs."""
+    one, other, few_shot = (tmp_path_factory.mktemp(name) for name in ("one", "other", "few-shot"))
     write_all(one)
+    write_few_shot(few_shot, (*METHODS, LONG))
     paper = {"lambda_max": 0.6, "update_ratio": 0.7}
     large = {"dataset": "torch/imagenet-with-a-very-long-name-" + "y" * 60}
     write_lines(
@@ -39,7 +48,7 @@ def address(tmp_path_factory):
     write_lines(
         other / "runs.jsonl", [{"method": "sage", "seed": 1, "config": config("sage", 1, **large)}]
     )
-    write(sections(read([one, other])), one)
+    write(sections(read([one, other, few_shot])), one)
     return (one / "report.html").as_uri()
 
 
@@ -75,7 +84,7 @@ def test_it_never_scrolls_sideways_but_its_wide_tables_do(page):
     boxes = page.evaluate(
         "[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])"
     )
-    assert len(boxes) == 5
+    assert len(boxes) == 9
     assert any(content > box for content, box in boxes)
     page.locator(".scroll").first.evaluate("box => box.scrollLeft = 1000")
     assert page.locator(".scroll").first.evaluate("box => box.scrollLeft") > 0
@@ -87,7 +96,7 @@ def test_every_picture_loads_and_fits(page):
         "[...document.images].map(image => [image.complete ? image.naturalWidth : 0, "
         "image.getBoundingClientRect().right])"
     )
-    assert len(pictures) == 3 + 4 + 3 + 1
+    assert len(pictures) == 3 + 4 + 3 + 4 + 1
     inner = page.evaluate("innerWidth")
     for natural, right in pictures:
         assert natural > 0
