@@ -24,7 +24,7 @@ def logistic(support: Tensor, query: Tensor) -> Tensor:
 
     What scikit-learn's ``LogisticRegression(C=1)`` computes, which Tian et al. (Rethinking Few-Shot
     Image Classification: a Good Embedding Is All You Need?, ECCV 2020) use. An episode at a time,
-    scikit-learn took REASON for 10,000 episodes of five shots on a core. Hence this one.
+    scikit-learn took two to three minutes for 10,000 episodes on a core. Hence this one.
     """
     padded = (F.pad(embeddings, (0, 1), value=_INTERCEPT) for embeddings in (support, query))
     return linear_scores(*padded, solve)
