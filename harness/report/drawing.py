@@ -94,8 +94,11 @@ def draw_dots(
     labels = [*dict.fromkeys(label for spreads in panels.values() for label in spreads)]
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
-    size = (_WIDTH, rows * (0.8 + 0.3 * len(labels)))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    names = [wrapped(label, _NARROW, 3) for label in labels]
+    each = 0.1 + 0.12 * max(name.count("\n") + 1 for name in names)
+    figure = Figure(
+        figsize=(_WIDTH, rows * (0.8 + each * len(labels))), dpi=_DPI, layout="constrained"
+    )
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, (title, spreads) in zip(grid, panels.items(), strict=False):
         for label, spread in spreads.items():
@@ -106,11 +109,10 @@ def draw_dots(
             )  # fmt: skip
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(axis_label)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(0.1)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    names = [wrapped(label, _NARROW) for label in labels]
     grid[0].set_yticks(range(len(labels)), names)
     grid[0].set_ylim(len(labels) - 0.5, -0.5)
     return figure
