@@ -57,15 +57,17 @@ def _sages(setting: Setting) -> list[MethodRuns]:
 
 
 def _verdict(sage: MethodRuns, peer: MethodRuns, difference: Difference, unit: str) -> str:
-    verdict, spread = f"{sage.label} and {peer.label} cannot be told apart", "one seed"
-    if difference.interval is not None:
-        low, high = difference.interval
-        spread = f"95 % interval {low:+.2f} to {high:+.2f} over {difference.pairs} seeds"
-        if low > 0:
-            verdict = f"{sage.label} is ahead of {peer.label}"
-        elif high < 0:
-            verdict = f"{sage.label} is behind {peer.label}"
-    return f"{verdict}: {difference.mean:+.2f} {unit} ({spread})"
+    by = f"{difference.mean:+.2f} {unit}"
+    if difference.interval is None:
+        return f"{sage.label} less {peer.label}: {by} (one seed, which ranks nothing)"
+    low, high = difference.interval
+    verdict = f"{sage.label} and {peer.label} cannot be told apart"
+    if low > 0:
+        verdict = f"{sage.label} is ahead of {peer.label}"
+    elif high < 0:
+        verdict = f"{sage.label} is behind {peer.label}"
+    spread = f"95 % interval {low:+.2f} to {high:+.2f} over {difference.pairs} seeds"
+    return f"{verdict}: {by} ({spread})"
 
 
 def _cost(sage: MethodRuns, peer: MethodRuns) -> str:
