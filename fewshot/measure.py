@@ -1,22 +1,24 @@
 """What is measured of a backbone: episodes of the validation classes, then of the novel ones."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from torch import nn
+from torch import Tensor, nn
 
+from fewshot.adaptation import AdaptationEpisodes, correct_after_adaptation
 from fewshot.classifiers import CLASSIFIERS
-from fewshot.config import FewShotConfig
+from fewshot.config import ADAPTING, FewShotConfig
 from fewshot.data import ClassSplit
 from fewshot.embed import embed
 from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
 from fewshot.evaluate import NORMALIZATIONS, accuracy, correct_queries, normalized
+from fewshot.tasks import TaskBatches, targets_of
 from harness.data import fingerprint, load_splits, make_loader
 from harness.device import device_name
 from harness.episode_counts import pack
@@ -43,6 +45,9 @@ class EvaluationConfig:
     """Number of episodes, for each number of shots."""
     episode_seed: int = 0
     """Draws the episodes: the same ones for all methods."""
+    adaptation_episodes: int = 600
+    """maml, anil: measure the network's own adaptation too, on the first so many of the episodes
+    (600 in MAML's paper); it is far slower than classifiers of embeddings."""
     normalizations: tuple[str, ...] = ("cl2n",)
     """Of embeddings (SimpleShot): un, as they are; l2n, to unit length; cl2n, centred on the base
     classes' mean first."""
@@ -58,6 +63,10 @@ class EvaluationConfig:
         if not self.shots:
             raise ValueError("shots must name at least one number, got none")
         self.settings()
+        if self.adaptation_episodes < 2:
+            raise ValueError(
+                f"adaptation_episodes must be at least 2, got {self.adaptation_episodes}"
+            )
 
     def settings(self) -> list[EpisodeConfig]:
         """The episodes' settings, for each number of shots."""
@@ -65,6 +74,16 @@ class EvaluationConfig:
             EpisodeConfig(self.ways, shots, self.queries, self.episodes, self.episode_seed)
             for shots in self.shots
         ]
+
+    def figures(self, learner: str) -> Iterator[tuple[EpisodeConfig, str, str]]:
+        """Gives what is measured of a learner's network: episodes, normalisation, classifier."""
+        for setting in self.settings():
+            for normalization in self.normalizations:
+                for classifier in self.classifiers:
+                    yield setting, normalization, classifier
+            if learner in ADAPTING:
+                first = min(self.episodes, self.adaptation_episodes)
+                yield replace(setting, episodes=first), "un", learner
 
 
 class ValidationEpisodes:
@@ -93,12 +112,30 @@ class ValidationEpisodes:
         return {"top1": accuracy(correct, self.total)[0]}
 
 
+def epoch_measure(
+    config: FewShotConfig, targets: list[int]
+) -> Callable[[nn.Module, Any], dict[str, float]]:
+    """Makes what measures an epoch's network: by its adaptation, if that is what it learns.
+
+    Args:
+        config: The run.
+        targets: The class of each validation image.
+    """
+    if config.learner in ADAPTING:
+        return AdaptationEpisodes(targets, config.validation, config.learner, config.tasks)
+    return ValidationEpisodes(targets, config.validation)
+
+
 def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
     """Draws all episodes once, so that a long training does not end with an error.
 
     Raises:
-        ValueError: If the data set cannot be opened, or has too few images for the episodes.
+        ValueError: If the data set cannot be opened, or has too few images for the episodes, or
+            they have other ways than the network has outputs.
     """
+    _check_ways(config, evaluation)
+    if config.learner != "classifier":
+        TaskBatches(targets_of(load_splits(config.data, config.seed).train), config.tasks)
     validation, novel = _targets(config, "validation"), _targets(config, "test")
     draw_episodes(validation, config.validation)
     for setting in evaluation.settings():
@@ -120,8 +157,10 @@ def evaluate(
         Each figure's line. One that stands there already is not measured again.
 
     Raises:
-        ValueError: If there is no checkpoint, or the novel classes have too few images.
+        ValueError: If there is no checkpoint, the novel classes have too few images, or the
+            episodes other ways than a network that adapts has outputs.
     """
+    _check_ways(config, evaluation)
     path = out / "episodes.jsonl"
     known = {_key(line): line for line in read_results(path)}
     header = {
@@ -130,51 +169,61 @@ def evaluate(
         "config": config.identity(),
         "data": fingerprint(config.novel),
     }
-    embeddings: Embeddings | None = None
-    for setting in evaluation.settings():
-        for normalization in evaluation.normalizations:
-            for classifier in evaluation.classifiers:
-                line = header | _described(setting, normalization, classifier)
-                if _key(line) in known:
-                    yield known[_key(line)]
-                    continue
-                embeddings = embeddings or Embeddings(config, out, device)
-                line |= _measured(embeddings, setting, normalization, classifier)
-                line |= {
-                    "device": device_name(device),
-                    "torch": torch.__version__,
-                    "learn2learn": version("learn2learn"),
-                }
-                append_result(path, line)
-                yield line
+    backbone: TrainedBackbone | None = None
+    for setting, normalization, classifier in evaluation.figures(config.learner):
+        line = header | _described(setting, normalization, classifier)
+        if _key(line) in known:
+            yield known[_key(line)]
+            continue
+        backbone = backbone or TrainedBackbone(config, out, device)
+        line |= backbone.measured(setting, normalization, classifier)
+        line |= {
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "learn2learn": version("learn2learn"),
+        }
+        append_result(path, line)
+        yield line
 
 
-class Embeddings:
-    """What a run's backbone makes of the novel images, and of the base images on the mean."""
+class TrainedBackbone:
+    """What a run has trained, and the images to measure it on."""
 
     def __init__(self, config: FewShotConfig, out: Path, device: torch.device) -> None:
         splits = load_splits(config.data, config.seed)
-        self.model = load_model(config, out, len(splits.classes), device)
+        self.config = config
+        self.model = load_model(config, out, config.outputs(len(splits.classes)), device)
         model_config = resolve_data_config({}, model=self.model)
         novel = load_splits(config.novel, config.seed).validation
-        base = make_loader(config.data, splits.train, model_config, device, hflip=None)
-        loader = make_loader(config.data, novel, model_config, device, hflip=None)
+        self.base = make_loader(config.data, splits.train, model_config, device, hflip=None)
+        self.novel = make_loader(config.data, novel, model_config, device, hflip=None)
         self.targets = tuple(novel.targets)
-        self.base_mean = embed(self.model, base, "base classes").mean(dim=0)
-        self.novel = embed(self.model, loader, "novel classes")
 
+    @cached_property
+    def base_mean(self) -> Tensor:
+        """The mean embedding of the base images, ``[D]``."""
+        return embed(self.model, self.base, "base classes").mean(dim=0)
 
-def _measured(
-    embeddings: Embeddings, setting: EpisodeConfig, normalization: str, classifier: str
-) -> dict[str, Any]:
-    correct = correct_queries(
-        normalized(embeddings.novel, normalization, embeddings.base_mean),
-        _draw(embeddings.targets, setting),
-        classifier,
-        f"{setting.shots}-shot {classifier}",
-    )
-    mean, interval = accuracy(correct, setting.ways * setting.queries)
-    return {"accuracy": mean, "interval": interval, "correct": pack(correct.numpy())}
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """The embeddings of the novel images, ``[N, D]``."""
+        return embed(self.model, self.novel, "novel classes")
+
+    def measured(
+        self, setting: EpisodeConfig, normalization: str, classifier: str
+    ) -> dict[str, Any]:
+        """Measures one figure."""
+        episodes = _draw(self.targets, setting)
+        title = f"{setting.shots}-shot {classifier}"
+        if classifier in ADAPTING:
+            correct = correct_after_adaptation(
+                self.model, self.novel, episodes, classifier, self.config.tasks, title
+            )
+        else:
+            embeddings = normalized(self.embeddings, normalization, self.base_mean)
+            correct = correct_queries(embeddings, episodes, classifier, title)
+        mean, interval = accuracy(correct, setting.ways * setting.queries)
+        return {"accuracy": mean, "interval": interval, "correct": pack(correct.numpy())}
 
 
 def _described(setting: EpisodeConfig, normalization: str, classifier: str) -> dict[str, Any]:
@@ -187,6 +236,14 @@ def _described(setting: EpisodeConfig, normalization: str, classifier: str) -> d
         "normalization": normalization,
         "classifier": classifier,
     }
+
+
+def _check_ways(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
+    if config.learner in ADAPTING and evaluation.ways != config.tasks.ways:
+        raise ValueError(
+            f"learner={config.learner!r} has an output for each of tasks.ways="
+            f"{config.tasks.ways}: ways must be the same, got {evaluation.ways}"
+        )
 
 
 def _key(line: dict[str, Any]) -> str:

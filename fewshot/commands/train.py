@@ -11,8 +11,9 @@ from tqdm import tqdm
 from fewshot.config import PREFIX, FewShotConfig, LearnerName
 from fewshot.episodes import EpisodeConfig
 from fewshot.learners import LEARNERS
-from fewshot.measure import EvaluationConfig, ValidationEpisodes, check_episodes, evaluate
+from fewshot.measure import EvaluationConfig, check_episodes, epoch_measure, evaluate
 from fewshot.table import table
+from fewshot.tasks import TaskConfig
 from harness.config import Amp, RunConfig, ScheduleConfig
 from harness.data import DataConfig, load_splits
 from harness.methods.base import MethodConfig
@@ -49,7 +50,10 @@ class FewShot:
 
       python -m fewshot --dataset folder --root DIR --image-size 64 --methods none sage
 
-      python -m fewshot --learner protonet
+      python -m fewshot --learner protonet --tasks.shots 5
+
+      python -m fewshot --learner anil --lr 0.01 --validation.episodes 200 \
+        --adaptation-episodes 600
     """
 
     dataset: Dataset = "glyphs"
@@ -63,7 +67,8 @@ class FewShot:
     """learn2learn's cnn4, cnn4_32, resnet12 or wrn28, or any network that timm knows."""
     learner: LearnerName = "classifier"
     """classifier learns to tell all base classes apart; protonet, maml and anil learn from
-    episodes of them."""
+    episodes of them, whose queries are mixed. An epoch is then tasks.steps steps."""
+    tasks: TaskConfig = field(default_factory=TaskConfig)
     methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
     """Mixing methods to train with: any of the harness's."""
     seeds: tuple[int, ...] = (0,)
@@ -106,7 +111,7 @@ class FewShot:
         def call(run: RunConfig) -> None:
             assert isinstance(run, FewShotConfig)
             targets = load_splits(run.data, run.seed).validation.targets
-            validation = Validation(ValidationEpisodes(targets, run.validation), best=True)
+            validation = Validation(epoch_measure(run, targets), best=True)
             result = train(
                 run, self.out, device, learner=LEARNERS[run.learner], validation=validation
             )
@@ -143,5 +148,6 @@ class FewShot:
             amp=self.amp,
             compile=self.compile,
             learner=self.learner,
+            tasks=self.tasks,
             validation=self.validation,
         )

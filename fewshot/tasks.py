@@ -1,0 +1,131 @@
+"""Tasks to train on: episodes of the base classes, a few of them a step of the optimiser."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
+from harness.data import Subset
+
+_SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The tasks that protonet, maml and anil learn from."""
+
+    ways: int = 5
+    """Classes of a task; maml and anil are measured on as many."""
+    shots: int = 1
+    """Support images of each class."""
+    queries: int = 16
+    """Query images of each class: those that are mixed. Ways times queries must be even."""
+    tasks: int = 4
+    """Tasks in a step of the optimiser, whose losses are averaged."""
+    steps: int = 100
+    """Steps of the optimiser in an epoch."""
+    adaptation_steps: int = 5
+    """maml, anil: gradient steps on a task's support, in training and in evaluation."""
+    adaptation_lr: float = 0.1
+    """maml, anil: their learning rate."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: If one is too small, or queries cannot be mixed in pairs.
+        """
+        least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "steps": 1, "adaptation_steps": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(
+                    f"tasks.{name} must be at least {bound}, got {getattr(self, name)}"
+                )
+        if self.adaptation_lr <= 0:
+            raise ValueError(f"tasks.adaptation_lr must be above 0, got {self.adaptation_lr}")
+        if self.ways * self.queries % 2:
+            raise ValueError(
+                "tasks.ways times tasks.queries must be even, since timm's Mixup mixes pairs of "
+                f"queries, got {self.ways} times {self.queries}"
+            )
+
+
+class TaskBatches:
+    """Draws each epoch's tasks: the images' indices of every step.
+
+    The seed of an epoch's draw comes from torch's random state, which the training loop makes of
+    the run's seed and the epoch.
+
+    Args:
+        targets: The class of each image.
+        config: The tasks.
+
+    Raises:
+        ValueError: If there are too few classes, or a class has too few images.
+    """
+
+    def __init__(self, targets: Sequence[int], config: TaskConfig) -> None:
+        self.targets = targets
+        self.config = config
+        self._draw(seed=0, episodes=2)
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        count = self.config.tasks * self.config.steps
+        seed = int(torch.randint(_SEEDS, ()))
+        drawn = self._draw(seed, max(2, count))
+        yield from in_order(drawn)[:count].view(self.config.steps, -1).tolist()
+
+    def _draw(self, seed: int, episodes: int) -> Episodes:
+        config = self.config
+        try:
+            return draw_episodes(
+                self.targets,
+                EpisodeConfig(config.ways, config.shots, config.queries, episodes, seed),
+            )
+        except ValueError as error:
+            raise ValueError(f"tasks of the base classes: {error}") from error
+
+
+def in_order(episodes: Episodes) -> Tensor:
+    """Puts the images of each episode in a row, ``[E, W * (S + Q)]``: support first, by way."""
+    return torch.cat((episodes.support.flatten(1), episodes.query.flatten(1)), dim=1)
+
+
+def way_labels(ways: int, images: int, device: torch.device) -> Tensor:
+    """The ways ``[W * N]`` of N images each in that order."""
+    return torch.arange(ways, device=device).repeat_interleave(images)
+
+
+def in_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
+    """Makes a loader that gives the images of another one, prepared as there, in other batches.
+
+    Args:
+        loader: One of timm's, as of :func:`harness.data.make_loader`.
+        batches: The images' indices of each batch.
+    """
+    other = copy.copy(loader)
+    images = loader.loader
+    other.loader = DataLoader(
+        images.dataset,
+        batch_sampler=batches,
+        num_workers=images.num_workers,
+        collate_fn=images.collate_fn,
+        pin_memory=images.pin_memory,
+        worker_init_fn=images.worker_init_fn,
+    )
+    return other
+
+
+def targets_of(dataset: Any) -> list[int]:
+    """The class of each image of a split, or of a part of one, without loading an image."""
+    if isinstance(dataset, Subset):
+        return [dataset.dataset.targets[index] for index in dataset.indices]
+    return list(dataset.targets)
