@@ -76,9 +76,7 @@ def test_adaptation_loss_and_meta_gradient_are_those_of_the_paper(tiny_net, make
     losses = [adaptation_loss(tiny_net, learner, task, QUERY) for task in tasks_of(images)]
     expected = sum(losses) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    for own, by_hand in zip(
-        gradients(tiny_net, loss), gradients(tiny_net, expected), strict=True
-    ):
+    for own, by_hand in zip(gradients(tiny_net, loss), gradients(tiny_net, expected), strict=True):
         assert torch.allclose(own, by_hand, rtol=1e-9, atol=1e-14)
 
 
