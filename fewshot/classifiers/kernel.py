@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def linear_scores(
-    support: Tensor, query: Tensor, solve: Callable[[Tensor, Tensor], Tensor]
+    support: Tensor,
+    query: Tensor,
+    solve: Callable[[Tensor, Tensor], Tensor],
+    constant: float = 0.0,
 ) -> Tensor:
     """Scores the ways by vectors that are weighted sums of the support's embeddings.
 
@@ -21,15 +24,19 @@ def linear_scores(
         solve: Takes the inner products of the support's embeddings ``[E, n, n]``, float64, and a
             tensor ``[W, n]`` that is 1 where a way is an image's own, else 0; gives the weights
             ``[E, W, n]``.
+        constant: The square of a constant that stands beside the embeddings, for an intercept.
 
     Returns:
-        Scores ``[E, W, Q, W]``, float64.
+        Scores ``[E, W, Q, W]``.
     """
     ways, shots = support.shape[1:3]
-    images, queries = support.flatten(1, 2).double(), query.flatten(1, 2).double()
+    images = support.flatten(1, 2).double()
     own = F.one_hot(torch.arange(ways, device=support.device).repeat_interleave(shots)).T
-    weights = solve(images @ images.mT, own.double())
-    return (queries @ (weights @ images).mT).view(*query.shape[:3], ways)
+    weights = solve(images @ images.mT + constant, own.double())
+    vectors = (weights @ images).to(query.dtype)
+    intercepts = constant * weights.sum(dim=2)
+    scores = query.flatten(1, 2) @ vectors.mT + intercepts.unsqueeze(1)
+    return scores.view(*query.shape[:3], ways)
 
 
 def factor(kernel: Tensor, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
