@@ -46,7 +46,7 @@ class FewShot:
       python -m fewshot
 
       python -m fewshot --dataset mini-imagenet --root DIR --download --backbone resnet12 \
-        --epochs 90 --seeds 0 1 2 --device cuda --amp bfloat16 --channels-last
+        --epochs 90 --batch-size 128 --lr 0.1 --seeds 0 1 2 --device cuda --amp bfloat16
 
       python -m fewshot --dataset folder --root DIR --image-size 64 --methods none sage
 
@@ -63,8 +63,9 @@ class FewShot:
     """Where the data set is, or is downloaded to: ~/data if None, for glyphs OUT/data."""
     download: bool = False
     """Download what is missing."""
-    backbone: str = "cnn4"
-    """learn2learn's cnn4, cnn4_32, resnet12 or wrn28, or any network that timm knows."""
+    backbone: str = "cnn4_32"
+    """learn2learn's cnn4, cnn4_32 (half as many channels), resnet12 or wrn28, or any network that
+    timm knows."""
     learner: LearnerName = "classifier"
     """classifier learns to tell all base classes apart; protonet, maml and anil learn from
     episodes of them, whose queries are mixed. An epoch is then tasks.steps steps."""
@@ -78,12 +79,12 @@ class FewShot:
     image_size: int | None = None
     """Height and width in pixels to which images are resized; if None, 32 for glyphs, cifarfs and
     fc100, else 84."""
-    batch_size: int = 100
+    batch_size: int = 32
     """Images in a batch of the classifier's."""
     workers: int = 0
     """Processes that load data."""
     schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: ScheduleConfig(epochs=10)
+        default_factory=lambda: ScheduleConfig(epochs=10, lr=0.02)
     )
     mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
     validation: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(shots=5, episodes=1000))
