@@ -53,5 +53,6 @@ class Evaluate:
         try:
             run_all(runs, call, self.directory)
         finally:
-            tqdm.write(table(lines))
+            if lines:
+                tqdm.write(table(lines))
             tqdm.write(f"figures: {self.directory / 'episodes.jsonl'}")

@@ -125,7 +125,8 @@ class FewShot:
         try:
             run_all(runs, call, self.out)
         finally:
-            tqdm.write(table(lines))
+            if lines:
+                tqdm.write(table(lines))
             tqdm.write(f"results: {self.out / 'results.jsonl'} and {self.out / 'episodes.jsonl'}")
 
     def run(self, method: str, seed: int) -> FewShotConfig:
