@@ -19,20 +19,20 @@ _CONFIDENCE = 0.95
 _CHUNK_BYTES = 16 * 2**20  # of embeddings gathered at a time: more goes through memory, not cache
 
 
-def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor) -> Tensor:
+def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor | None = None) -> Tensor:
     """Normalises embeddings before a classifier (Wang et al., SimpleShot, arXiv 1911.04623).
 
     Args:
         embeddings: ``[N, D]``.
         normalization: ``un`` leaves them as they are; ``l2n`` scales each to unit length; ``cl2n``
             first subtracts ``base_mean``. An embedding of zeros stays zero.
-        base_mean: The mean embedding of the base classes' images, ``[D]``.
+        base_mean: The mean embedding of the base classes' images, ``[D]``, which ``cl2n`` needs.
 
     Returns:
         Embeddings ``[N, D]``.
 
     Raises:
-        ValueError: If there is no such normalisation.
+        ValueError: If there is no such normalisation, or it lacks the mean.
     """
     if normalization not in NORMALIZATIONS:
         raise ValueError(
@@ -40,8 +40,13 @@ def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor) -> Ten
         )
     if normalization == "un":
         return embeddings
-    centre = base_mean if normalization == "cl2n" else torch.zeros_like(base_mean)
-    return F.normalize(embeddings - centre, dim=1)
+    if normalization == "cl2n":
+        if base_mean is None:
+            raise ValueError(
+                "normalization='cl2n' needs base_mean, the base images' mean embedding"
+            )
+        embeddings = embeddings - base_mean
+    return F.normalize(embeddings, dim=1)
 
 
 @torch.inference_mode()

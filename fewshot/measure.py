@@ -107,7 +107,7 @@ class ValidationEpisodes:
     def __call__(self, model: nn.Module, loader: Any) -> dict[str, float]:
         """Embeds the loader's images and measures the episodes."""
         embeddings = embed(model, loader, "validation classes")
-        embeddings = normalized(embeddings, "l2n", torch.zeros_like(embeddings[0]))
+        embeddings = normalized(embeddings, "l2n")
         correct = correct_queries(embeddings, self.episodes, "centroid")
         return {"top1": accuracy(correct, self.total)[0]}
 
@@ -201,7 +201,7 @@ class TrainedBackbone:
 
     @cached_property
     def base_mean(self) -> Tensor:
-        """The mean embedding of the base images, ``[D]``."""
+        """The mean embedding of the base images, ``[D]``; they are many."""
         return embed(self.model, self.base, "base classes").mean(dim=0)
 
     @cached_property
@@ -220,7 +220,8 @@ class TrainedBackbone:
                 self.model, self.novel, episodes, classifier, self.config.tasks, title
             )
         else:
-            embeddings = normalized(self.embeddings, normalization, self.base_mean)
+            mean = self.base_mean if normalization == "cl2n" else None
+            embeddings = normalized(self.embeddings, normalization, mean)
             correct = correct_queries(embeddings, episodes, classifier, title)
         mean, interval = accuracy(correct, setting.ways * setting.queries)
         return {"accuracy": mean, "interval": interval, "correct": pack(correct.numpy())}

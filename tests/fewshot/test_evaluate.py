@@ -175,6 +175,8 @@ def test_bad_input_is_refused():
         correct_queries(embeddings, episodes, "centroid")
     with pytest.raises(ValueError, match="normalization must be one of un, l2n, cl2n, got 'l2'"):
         normalized(embeddings, "l2", embeddings[0])
+    with pytest.raises(ValueError, match="normalization='cl2n' needs base_mean"):
+        normalized(embeddings, "cl2n")
     with pytest.raises(ValueError, match="at least two episodes, got 1"):
         accuracy(torch.tensor([3]), 10)
     with pytest.raises(ValueError, match="got 3 episodes and 2 episodes"):
