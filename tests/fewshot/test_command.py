@@ -1,12 +1,15 @@
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from fewshot.__main__ import main
 from fewshot.commands.evaluate import Evaluate
+from fewshot.commands.train import FewShot
 from fewshot.measure import EvaluationConfig
 from harness.config import ScheduleConfig
 from harness.methods.base import METHODS, register
@@ -88,6 +91,21 @@ def test_bad_input_ends_with_one_line_and_no_traceback(tmp_path):
     assert result.returncode == 2
     message = r"fewshot: .*mini-imagenet-cache-train\.pkl.*--download.*\n"
     assert re.fullmatch(message, result.stderr)
+
+
+def documented():
+    """The arguments of all commands in the documents, and of the options in their tables."""
+    for name in ("README.md", "docs/fewshot.md", "docs/results.md"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        yield from re.findall(r"^ *(?:\w+=\w+ )*python -m fewshot\b(.*)$", text, flags=re.MULTILINE)
+        yield from re.findall(r"\| `(--[^`]+)`", text)
+
+
+@pytest.mark.parametrize("arguments", list(documented()))
+def test_the_documented_options_are_there(arguments):
+    parts = shlex.split(arguments)
+    command = Evaluate if parts[:1] == ["evaluate"] else FewShot
+    tyro.cli(command, args=parts[command is Evaluate :])
 
 
 def test_a_folder_without_few_shot_runs_is_refused(tmp_path):
