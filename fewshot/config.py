@@ -48,6 +48,26 @@ class FewShotConfig(RunConfig):
         if self.learner in ADAPTING:
             self._check_adaptation()
 
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON; those of tasks only where the learner reads them."""
+        identity = super().identity()
+        if self.learner == "classifier":
+            del identity["tasks"]
+        return identity
+
+    @classmethod
+    def from_identity(
+        cls, identity: dict[str, Any], data_dir: str | None = None
+    ) -> "FewShotConfig":
+        """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``.
+
+        Raises:
+            ValueError: If a setting is unknown here, or does not fit.
+        """
+        made = super().from_identity({"tasks": {}} | identity, data_dir)
+        assert isinstance(made, cls)
+        return made
+
     def outputs(self, classes: int) -> int:
         """Returns how many outputs the network has once it is trained on so many classes."""
         return self.tasks.ways if self.learner in ADAPTING else classes
