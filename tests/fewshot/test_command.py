@@ -58,6 +58,14 @@ def test_saved_backbones_are_measured_again(tiny, capsys):
     assert "3-shot centroid" in capsys.readouterr().out
 
 
+def test_a_network_of_timms_is_a_backbone_too(tiny):
+    command = tiny(backbone="resnet10t", schedule=ScheduleConfig(epochs=1))
+    command()
+    lines = read_results(command.out / "episodes.jsonl")
+    assert [line["shots"] for line in lines] == [1, 2]
+    assert all(0 < line["accuracy"] < 100 for line in lines)
+
+
 def test_a_method_that_fails_does_not_stop_the_others(tiny):
     def broken(*_args):
         raise RuntimeError("no luck")
