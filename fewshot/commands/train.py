@@ -84,7 +84,7 @@ class FewShot:
     workers: int = 0
     """Processes that load data."""
     schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: ScheduleConfig(epochs=10, lr=0.02)
+        default_factory=lambda: ScheduleConfig(epochs=6, lr=0.02)
     )
     mixing: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
     validation: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(shots=5, episodes=1000))
