@@ -13,6 +13,7 @@ from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import v2
 
+from harness.device_images import device_loader
 from harness.glyphs import CLASSES, Glyphs
 
 _GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
@@ -47,6 +48,20 @@ class DataConfig:
     """Images in a batch, of all devices together."""
     workers: int = 0
     """Processes that load data."""
+    on_device: bool = False
+    """Decode all images once and keep them on the device, which crops and flips them in batches:
+    for a data set that fits into its memory."""
+
+    def __post_init__(self) -> None:
+        """Checks what cannot go together.
+
+        Raises:
+            ValueError: If images that are kept on the device are to be cropped by timm.
+        """
+        if self.on_device and self.train_crop_mode != "pad":
+            raise ValueError(
+                f"on_device=True needs train_crop_mode='pad', got {self.train_crop_mode!r}"
+            )
 
 
 class Source(NamedTuple):
@@ -185,6 +200,22 @@ def make_loader(
     """
     training = hflip is not None
     crop = config.train_crop_mode
+    if training and config.on_device:
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"on_device=True cannot keep dataset={config.dataset!r}, which is a stream"
+            )
+        return device_loader(
+            dataset,
+            size=config.image_size,
+            batch_size=config.batch_size // devices,
+            mean=model_config["mean"],
+            std=model_config["std"],
+            hflip=hflip,
+            workers=config.workers,
+            device=device,
+            distributed=devices > 1,
+        )
     loader = create_loader(
         dataset,
         input_size=(3, config.image_size, config.image_size),

@@ -124,6 +124,8 @@ class _Run:
             device,
             hflip=None,
         )
+        if config.data.on_device:
+            self.validation_loader = list(self.validation_loader)
         self.optimizer = make_optimizer(self.model, schedule)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,

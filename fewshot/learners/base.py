@@ -20,8 +20,10 @@ def task_loader(
     :func:`fewshot.tasks.in_order`.
 
     Raises:
-        ValueError: If there are too few classes or images.
+        ValueError: If there are too few classes or images, or they are to be kept on the device.
     """
+    if config.data.on_device:
+        raise ValueError("on_device=True is for learner=classifier: tasks load their own images")
     loader = make_loader(
         config.data, splits.train, resolve_data_config({}, model=model), device, splits.hflip
     )
