@@ -1,12 +1,10 @@
 """One picture that shows what each method does to pairs of images."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
@@ -15,24 +13,17 @@ from torch import Tensor, nn
 
 from harness.config import RunConfig
 from harness.data import Splits, load_splits, make_loader
+from harness.grid import Column, mix_columns, pictures, save_grid
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig, normalised, unnormalised
+from harness.methods.base import MethodConfig, normalised
 from harness.methods.sage import own_settings
 from harness.train import load_model
 from sage_timm import best_translation, blend, saliency
 from sage_timm.sage import Sage
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
-_INCHES = 1.4  # of one cell
 _PEERS_DRAWN = ("mixup", "cutmix", "saliencymix", "puzzlemix")
 _TRIES = 20  # a method that mixes half of the time does so within these, but once in a million
-
-
-class _Column(NamedTuple):
-    title: str
-    cells: NDArray[np.float32]
-    colours: str | None = None
-    limits: tuple[float | None, float | None] = (None, None)
 
 
 def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device) -> Path:
@@ -63,7 +54,7 @@ def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device)
         *_peer_columns(model, images, targets, len(splits.classes), config.seed, data_config),
     ]
     path = out / "gallery.png"
-    _save(columns, path)
+    save_grid(columns, path)
     return path
 
 
@@ -89,7 +80,7 @@ def _sage_columns(
     classes: int,
     config: RunConfig,
     data_config: dict[str, Any],
-) -> list[_Column]:
+) -> list[Column]:
     mixing = config.mixing
     pairs = len(images) // 2
     other = torch.arange(2 * pairs - 1, pairs - 1, -1)
@@ -100,15 +91,9 @@ def _sage_columns(
     sage = Sage(**own_settings(mixing), generator=generator)
     translations = sage.draw_translations(*images.shape[2:])
     translation = best_translation(saliency0, saliency1, translations)
-    mixed, mask, _ = blend(images[:pairs], images[other], saliency0, saliency1, translation)
-    return [
-        _Column("image 0", _pictures(images[:pairs], data_config)),
-        _Column("image 1", _pictures(images[other], data_config)),
-        _Column("saliency 0", _maps(maps[:pairs]), "magma"),
-        _Column("saliency 1", _maps(maps[other]), "magma"),
-        _Column("mask of image 0", _maps(mask), "coolwarm_r", (0, 1)),
-        _Column("SAGE", _pictures(mixed, data_config)),
-    ]
+    pair = (images[:pairs], images[other])
+    mixed, mask, _ = blend(*pair, saliency0, saliency1, translation)
+    return mix_columns(pair, (maps[:pairs], maps[other]), mask, mixed, data_config)
 
 
 def _peer_columns(
@@ -118,7 +103,7 @@ def _peer_columns(
     classes: int,
     seed: int,
     data_config: dict[str, Any],
-) -> list[_Column]:
+) -> list[Column]:
     columns = []
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
     for name in _PEERS_DRAWN:
@@ -128,31 +113,5 @@ def _peer_columns(
             mixed, _ = mix(images.clone(), targets)
             if not torch.equal(mixed, images):
                 break
-        columns.append(_Column(name, _pictures(mixed[: len(images) // 2], data_config)))
+        columns.append(Column(name, pictures(mixed[: len(images) // 2], data_config)))
     return columns
-
-
-def _pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]:
-    pixels = unnormalised(images.cpu(), data_config["mean"], data_config["std"])
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
-def _maps(maps: Tensor) -> NDArray[np.float32]:
-    return maps[:, 0].cpu().numpy()
-
-
-def _save(columns: list[_Column], path: Path) -> None:
-    rows = len(columns[0].cells)
-    figure = Figure(figsize=(_INCHES * len(columns), _INCHES * rows + 0.3), layout="constrained")
-    for axes, (place, row) in zip(
-        figure.subplots(rows, len(columns), squeeze=False).flat,
-        ((column, row) for row in range(rows) for column in columns),
-        strict=True,
-    ):
-        low, high = place.limits
-        axes.imshow(place.cells[row], cmap=place.colours, vmin=low, vmax=high)
-        axes.set_axis_off()
-        if row == 0:
-            axes.set_title(place.title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
