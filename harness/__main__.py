@@ -7,6 +7,7 @@ import tyro
 from tyro.conf import subcommand
 
 from harness.commands.agreement import Agreement
+from harness.commands.dynamics import Dynamics
 from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
 from harness.commands.overhead import Overhead
@@ -25,6 +26,7 @@ def main() -> None:
             | Annotated[Overhead, subcommand("overhead")]
             | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
             | Annotated[Agreement, subcommand("agreement", default=preset_of(Agreement))]
+            | Annotated[Dynamics, subcommand("dynamics", default=preset_of(Dynamics))]
             | Annotated[Report, subcommand("report")]
             | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
             prog="python -m harness",

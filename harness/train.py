@@ -48,6 +48,7 @@ def train(
     *,
     learner: BuildLearner = Classifier,
     validation: Validation = Validation(),
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> dict[str, Any]:
     """Trains and measures one run, or goes on with it, or reads its result if it is there.
 
@@ -61,6 +62,8 @@ def train(
         rank: This process's among ``config.devices``; the first one measures and writes.
         learner: What gives the batches and their losses.
         validation: What is measured after an epoch, and which epoch counts.
+        after_epoch: Called by the first process with an epoch's number, from 1 on, and the model
+            after it, under the run's autocast; must leave the model's weights and buffers alone.
 
     Returns:
         The line of ``results.jsonl``; to other ranks than the first nothing, unless it was there.
@@ -82,6 +85,9 @@ def train(
     for epoch in range(len(run.history), epochs):
         run.epoch(epoch, measured=validation.best or epoch >= epochs - _EPOCHS_MEASURED)
         if rank == 0:
+            if after_epoch is not None:
+                with run.autocast():
+                    after_epoch(epoch + 1, run.model)
             save_checkpoint(checkpoint, run.state())
     line = run.result() if rank == 0 else {}
     if rank == 0:
@@ -155,7 +161,7 @@ class _Run:
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with timed(times, self.device):
-                with self._autocast():
+                with self.autocast():
                     loss = self.learner.loss(images, targets)
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
@@ -172,14 +178,15 @@ class _Run:
         if self.config.devices > 1:
             distribute_bn(self.model, self.config.devices, reduce=True)
         if measured and self.rank == 0:
-            with self._autocast():
+            with self.autocast():
                 line |= self.validation.measure(self.model, self.validation_loader)
         self.history.append(line)
         if self.validation.best and _best_epoch(self.history) == epoch:
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = {"best": weights}
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Makes a context in which the run's type is computed in."""
         kind = self.config.amp
         dtype = None if kind == "none" else getattr(torch, kind)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)

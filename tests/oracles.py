@@ -1,6 +1,7 @@
 """The paper's equations, pixel by pixel in float64, as written; slow on purpose."""
 
 import numpy as np
+import scipy.ndimage
 
 ZETA = 1e-6  # relative to the mean saliency
 
@@ -38,3 +39,14 @@ def objective(s0, s1, t):
 
 def all_translations(height, width):
     return [(i, j) for i in range(1 - height, height) for j in range(1 - width, width)]
+
+
+def saliency(gradient):
+    """Eq. 1, smoothing and normalisation, by NumPy and SciPy in float64."""
+    norm = np.sqrt((gradient**2).sum(axis=1))
+    sigma = min(norm.shape[1:]) / 32
+    radius = int(np.ceil(2 * sigma))
+    smooth = np.stack(
+        [scipy.ndimage.gaussian_filter(n, sigma, mode="mirror", radius=radius) for n in norm]
+    )
+    return (smooth / smooth.sum(axis=(1, 2), keepdims=True))[:, None]

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,17 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from sage_timm import saliency, saliency_from_gradient
-
-
-def oracle(gradient):
-    """Eq. 1, smoothing and normalisation, by NumPy and SciPy in float64."""
-    norm = np.sqrt((gradient**2).sum(axis=1))
-    sigma = min(norm.shape[1:]) / 32
-    radius = int(np.ceil(2 * sigma))
-    smooth = np.stack(
-        [scipy.ndimage.gaussian_filter(n, sigma, mode="mirror", radius=radius) for n in norm]
-    )
-    return (smooth / smooth.sum(axis=(1, 2), keepdims=True))[:, None]
+from tests import oracles
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 32, 32), (2, 1, 17, 40), (3, 4, 64, 33), (1, 2, 3, 5)])
@@ -28,7 +17,7 @@ def test_matches_the_formula_in_float64(shape):
     gradient = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     maps = saliency_from_gradient(gradient)
     assert maps.dtype == torch.float64
-    np.testing.assert_allclose(maps.numpy(), oracle(gradient.numpy()), rtol=1e-10)
+    np.testing.assert_allclose(maps.numpy(), oracles.saliency(gradient.numpy()), rtol=1e-10)
 
 
 def test_smooths_as_the_authors_do_at_32_pixels():
@@ -56,7 +45,7 @@ def test_is_the_gradient_of_the_full_loss():
     model, targets = linear(8, 6)
     images = torch.randn(5, 3, 8, 6, dtype=torch.float64)
     maps = saliency(model, images, targets, cross_entropy)
-    expected = oracle(linear_gradient(model, images, targets))
+    expected = oracles.saliency(linear_gradient(model, images, targets))
     np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-9)
 
 
@@ -66,7 +55,7 @@ def test_at_a_lower_resolution_is_the_enlarged_map_of_the_shrunk_image(height, w
     images = torch.randn(5, 3, height, width, dtype=torch.float64)
     maps = saliency(model, images, targets, cross_entropy, size=min(small))
     shrunk = v2.Resize(small)(images)
-    of_shrunk = torch.from_numpy(oracle(linear_gradient(model, shrunk, targets)))
+    of_shrunk = torch.from_numpy(oracles.saliency(linear_gradient(model, shrunk, targets)))
     expected = v2.Resize((height, width))(of_shrunk)
     torch.testing.assert_close(maps, expected / expected.sum(dim=(2, 3), keepdim=True))
 
@@ -134,6 +123,6 @@ def test_half_precision_gradients_are_worked_on_in_float32(dtype):
     gradient = torch.randn(2, 3, 32, 32).to(dtype)
     maps = saliency_from_gradient(gradient)
     assert maps.dtype == torch.float32
-    np.testing.assert_allclose(maps.numpy(), oracle(gradient.double().numpy()), rtol=1e-5)
+    np.testing.assert_allclose(maps.numpy(), oracles.saliency(gradient.double().numpy()), rtol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(saliency_from_gradient(gradient), maps)

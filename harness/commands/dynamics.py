@@ -1,0 +1,61 @@
+"""``python -m harness dynamics``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from harness.commands.settings import Settings
+from harness.dynamics import MEASURES, follow
+from harness.markdown import markdown_table
+
+
+@dataclass(frozen=True)
+class Dynamics(Settings):
+    """Follow SAGE's saliency, shifts, masks and label weights over the course of trainings.
+
+    Trains each method with each seed, and after some epochs measures how SAGE would mix the
+    training images by the network's saliency. Appends one line an epoch to OUT/dynamics.jsonl,
+    draws some mixes of each, OUT/mixes-METHOD-seedN-epochE.png, and prints a table of means over
+    the seeds. What stands there already is skipped, and a run that was cut off goes on.
+
+    Usage examples:
+
+      python -m harness dynamics --epochs 15 --measured 1 5 15 --out runs/dynamics
+    """
+
+    methods: tuple[str, ...] = ("sage",)
+    """Methods to train with."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train with."""
+    measured: tuple[int, ...] = (1, 10, 30)
+    """Epochs after which to measure."""
+    images: int = 500
+    """The number of training images to mix, a multiple of the batch size."""
+
+    def __call__(self) -> None:
+        device = torch.device(self.device)
+        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
+        lines: list[dict[str, Any]] = []
+        for run in tqdm(runs, desc="runs", disable=None):
+            lines += follow(run, self.measured, self.out, self.images, device)
+        print(table(lines))
+        print(f"results: {self.out / 'dynamics.jsonl'}")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Makes a Markdown table of the lines: a row for each method and epoch, means over seeds."""
+    measures = [name for name in MEASURES if name in lines[0]]
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault((line["method"], line["epoch"]), []).append(line)
+    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
+    return markdown_table(
+        header,
+        [
+            [method, " ".join(str(line["seed"]) for line in of_row), str(epoch)]
+            + [f"{sum(line[name] for line in of_row) / len(of_row):.3f}" for name in measures]
+            for (method, epoch), of_row in rows.items()
+        ],
+    )
