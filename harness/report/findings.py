@@ -12,25 +12,30 @@ from harness.report.episodes import (
 )
 from harness.report.settings import MethodRuns, Setting
 from harness.report.statistics import Difference
-from harness.report.tables import REFERENCES
 
 
 def findings(setting: Setting) -> list[str]:
-    """Says of SAGE, for each peer, whether it is ahead, by how much, and what its step takes.
+    """Says of SAGE against each other method, and of its variants against it, who is ahead.
 
-    It is ahead or behind only if the 95 % interval of the difference seed by seed leaves out zero.
-    Of few-shot runs the accuracies are those of novel classes, with one classifier.
+    SAGE is that with its default settings, where several were trained. It is ahead or behind only
+    if the 95 % interval of the difference seed by seed leaves out zero. Of few-shot runs the
+    accuracies are those of novel classes, with one classifier.
     """
     if setting.learner is not None:
         return _novel_findings(setting)
-    peers = [runs for runs in (setting.find(name) for name in REFERENCES) if runs]
+    sage = setting.find("sage")
+    if sage is None:
+        return []
+    others = [runs for runs in setting.trained() if runs is not sage]
+    variants = [runs for runs in others if runs.method.startswith("sage")]
+    compared = [(sage, peer) for peer in others if peer not in variants]
+    compared += [(variant, sage) for variant in variants]
     sentences = []
-    for sage in _sages(setting):
-        for peer in peers:
-            difference = Difference.of(sage.values("top1"), peer.values("top1"))
-            if difference:
-                verdict = _verdict(sage, peer, difference, "points of top-1")
-                sentences.append(f"{verdict}{_cost(sage, peer)}.")
+    for one, other in compared:
+        difference = Difference.of(one.values("top1"), other.values("top1"))
+        if difference:
+            verdict = _verdict(one, other, difference, "points of top-1")
+            sentences.append(f"{verdict}{_cost(one, other)}.")
     return sentences
 
 
@@ -56,22 +61,22 @@ def _sages(setting: Setting) -> list[MethodRuns]:
     return [runs for runs in setting.methods if runs.method == "sage"]
 
 
-def _verdict(sage: MethodRuns, peer: MethodRuns, difference: Difference, unit: str) -> str:
+def _verdict(one: MethodRuns, other: MethodRuns, difference: Difference, unit: str) -> str:
     by = f"{difference.mean:+.2f} {unit}"
     if difference.interval is None:
-        return f"{sage.label} less {peer.label}: {by} (one seed, which ranks nothing)"
+        return f"{one.label} less {other.label}: {by} (one seed, which ranks nothing)"
     low, high = difference.interval
-    verdict = f"{sage.label} and {peer.label} cannot be told apart"
+    verdict = f"{one.label} and {other.label} cannot be told apart"
     if low > 0:
-        verdict = f"{sage.label} is ahead of {peer.label}"
+        verdict = f"{one.label} is ahead of {other.label}"
     elif high < 0:
-        verdict = f"{sage.label} is behind {peer.label}"
+        verdict = f"{one.label} is behind {other.label}"
     spread = f"95 % interval {low:+.2f} to {high:+.2f} over {difference.pairs} seeds"
     return f"{verdict}: {by} ({spread})"
 
 
-def _cost(sage: MethodRuns, peer: MethodRuns) -> str:
-    steps = [[*runs.values("step_ms").values()] for runs in (sage, peer)]
+def _cost(one: MethodRuns, other: MethodRuns) -> str:
+    steps = [[*runs.values("step_ms").values()] for runs in (one, other)]
     if not all(steps):
         return ""
     return f"; its step takes {median(steps[0]) / median(steps[1]):.2f} times as long"

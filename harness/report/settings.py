@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from harness.methods import METHODS
@@ -27,11 +27,11 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class MethodRuns:
-    """The runs of one method in one setting; of SAGE, those with the same settings of its own."""
+    """The runs of one method in one setting that share the settings of their own, too."""
 
     method: str
     own: dict[str, Any]
-    """SAGE's own settings; empty for the other methods, which do not read them."""
+    """The settings that this method reads and not all do: alpha, and what only SAGE reads."""
     label: str = ""
     runs: dict[int, Line] = field(default_factory=dict)
     """Runs that were asked for, by seed, as the other three."""
@@ -55,7 +55,7 @@ class MethodRuns:
 
 @dataclass
 class Setting:
-    """Runs that share all settings but the method, the seed, and what only SAGE reads."""
+    """Runs that share all settings but the method, the seed, and what not all methods read."""
 
     config: dict[str, Any] | None
     """What they share; None if the lines do not tell."""
@@ -77,15 +77,17 @@ class Setting:
         return [runs for runs in self.methods if runs.seeds()]
 
     def find(self, method: str) -> MethodRuns | None:
-        """The runs of a method, those of its first settings where SAGE has several."""
-        return next((runs for runs in self.trained() if runs.method == method), None)
+        """The runs of a method: of several settings of its own the defaults, else the first."""
+        found = [runs for runs in self.trained() if runs.method == method]
+        default = own_settings(method, asdict(MethodConfig()))
+        return next((runs for runs in found if runs.own == default), found[0] if found else None)
 
 
 def settings(lines: Lines) -> list[Setting]:
     """Sorts the lines by setting, method and seed; of two lines for one run, the later counts.
 
-    The methods come in the registry's order. SAGE with two values of a setting of its own makes
-    two rows, whose labels tell them apart, beside one row of each other method.
+    The methods come in the registry's order. Two values of a setting that a method reads and not
+    all do make two rows of it, whose labels tell them apart, beside one row of each other method.
     """
     found: dict[str, Setting] = {}
     for part in ("runs", "failures", "results", "foreground", "robustness", "episodes"):
@@ -118,23 +120,23 @@ def registry_order(method: str) -> int:
 
 
 def own_settings(method: str, mixing: dict[str, Any]) -> dict[str, Any]:
-    """The mixing settings that a method reads and others do not: SAGE's own, or none.
+    """The mixing settings that a method reads and not all do: alpha, and what only SAGE reads.
 
     A setting that the line does not hold is younger than it, and has its default.
     """
-    if not method.startswith("sage") or not mixing:
+    if method == "none" or not mixing:
         return {}
-    return {name: mixing.get(name, getattr(MethodConfig, name)) for name in OWN_SETTINGS}
+    names = ("alpha", *OWN_SETTINGS) if method.startswith("sage") else ("alpha",)
+    return {name: mixing.get(name, getattr(MethodConfig, name)) for name in names}
 
 
 def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Names methods, and where one occurs with several settings of its own, those that differ."""
+    """Names methods, and where one occurs with several settings, what departs from the defaults."""
     found = []
     for method, own in methods:
         differing = _differing([settings for name, settings in methods if name == method])
-        found.append(
-            ", ".join((method, *(f"{n} {own[n]}" for n in differing if own.get(n) is not None)))
-        )
+        told = (n for n in differing if n in own and own[n] != getattr(MethodConfig, n, None))
+        found.append(", ".join((method, *(f"{name} {own[name]}" for name in told))))
     return found
 
 
@@ -145,7 +147,7 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
     if config is not None:
         config = {k: v for k, v in config.items() if k not in ("method", "seed")}
         mixing = config.get("mixing", {})
-        config["mixing"] = {k: v for k, v in mixing.items() if k not in OWN_SETTINGS}
+        config["mixing"] = {k: v for k, v in mixing.items() if k not in ("alpha", *OWN_SETTINGS)}
         own = own_settings(line["method"], mixing)
     setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
     for runs in setting.methods:

@@ -9,7 +9,7 @@ from harness.report.settings import MethodRuns, Setting
 from harness.report.statistics import Difference, Spread
 
 REFERENCES = ("mixup", "cutmix")
-"""The methods that top-1 is compared with, seed by seed."""
+"""The methods that top-1 is compared with, seed by seed; SAGE's variants also with SAGE."""
 KINDS = {
     "clean": "clean",
     "noise": "noise: standard deviation on pixels from 0 to 1",
@@ -41,7 +41,7 @@ def accuracy_table(setting: Setting) -> Table:
         if any(runs.values(name) for runs in methods)
     }
     few_shot = setting.learner is not None
-    references = [] if few_shot else [name for name in REFERENCES if top1_of(setting, name)]
+    references = [] if few_shot else _references(setting)
     times = [Spread.of([*runs.values("train_seconds").values()]) for runs in methods]
     unit, seconds = time_unit([time.mean for time in times if time])
     columns = [
@@ -54,7 +54,7 @@ def accuracy_table(setting: Setting) -> Table:
             )
             for name, (title, best) in measures.items()
         ),
-        *(_difference_column(setting, name) for name in references),
+        *(_difference_column(setting, reference) for reference in references),
         *([_best_epoch_column(methods)] if few_shot else []),
         column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
         ("step, ms", [Cell(_step(runs)) for runs in methods]),
@@ -158,12 +158,6 @@ def condition_name(kind: str, strength: float) -> str:
     return f"{kind} {strength:g}{'/255' if kind in ('fgsm', 'pgd') else ''}"
 
 
-def top1_of(setting: Setting, method: str) -> dict[int, float]:
-    """Top-1 of a method by seed; empty if there is no run of it."""
-    runs = setting.find(method)
-    return runs.values("top1") if runs else {}
-
-
 def time_unit(times: Sequence[float]) -> tuple[str, int]:
     """Chooses a unit for some times in seconds, and says how many seconds it has."""
     longest = max(filter(math.isfinite, times), default=0)
@@ -175,14 +169,21 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _difference_column(setting: Setting, reference: str) -> tuple[str, list[Cell]]:
-    other = top1_of(setting, reference)
+def _references(setting: Setting) -> list[MethodRuns]:
+    variants = [runs for runs in setting.trained() if runs.method.startswith("sage")]
+    names = (*REFERENCES, "sage") if len(variants) > 1 else REFERENCES
+    found = (setting.find(name) for name in names)
+    return [runs for runs in found if runs is not None and runs.values("top1")]
+
+
+def _difference_column(setting: Setting, reference: MethodRuns) -> tuple[str, list[Cell]]:
+    other = reference.values("top1")
     differences = [
-        None if runs.method == reference else Difference.of(runs.values("top1"), other)
+        None if runs is reference else Difference.of(runs.values("top1"), other)
         for runs in setting.trained()
     ]
     return (
-        f"top-1 less {reference}'s, points",
+        f"top-1 less {reference.label}'s, points",
         [Cell(difference.text() if difference else NO_VALUE) for difference in differences],
     )
 

@@ -142,26 +142,65 @@ def test_each_setting_has_a_table_of_its_own_that_says_what_it_is(tmp_path):
     text = report(tmp_path, results=results)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert len(titles) == len(set(titles)) == 3
-    assert titles[1].endswith("40 epochs, alpha None, channels_last False")
+    assert titles[1].endswith("40 epochs, channels_last False")
     assert titles[2].startswith("## b, 1000 training images")
     assert [part.split(" | ")[1] for part in text.split("| none ")[1:]] == ["1.00", "2.00", "3.00"]
 
 
-def test_sages_own_settings_make_rows_beside_the_same_peers(tmp_path):
+def test_a_methods_own_settings_make_rows_beside_the_same_peers(tmp_path):
+    """The defaults need not be told, wherever they stand; the peers of all rows are the same."""
     paper = {"lambda_max": 0.6, "update_ratio": 0.7}
-    one, other = tmp_path / "one", tmp_path / "other"
-    write_lines(one / "results.jsonl", [result("mixup", 0, 50.0), result("sage", 0, 52.0)])
     write_lines(
-        other / "results.jsonl",
-        [result("sage", 0, 53.0, config=paper), result("mixup", 1, 51.0, config=paper)],
+        tmp_path / "one" / "results.jsonl",
+        [
+            result("none", 0, 40.0),
+            result("mixup", 0, 48.0, config={"alpha": 0.2}),
+            result("mixup", 0, 50.0),
+            result("sage", 0, 51.5, config={"alpha": 0.2}),
+        ],
     )
-    rows = table(markdown(sections(read([one, other])), pictures=False), "Accuracy and time")
-    assert {method: row["top-1 less mixup's, points"] for method, row in rows.items()} == {
-        "mixup": "-",
-        "sage, lambda_max 1.0, update_ratio 1.0": "+2.00",
-        "sage, lambda_max 0.6, update_ratio 0.7": "+3.00",
+    write_lines(
+        tmp_path / "other" / "results.jsonl",
+        [
+            result("sage", 0, 53.0, config=paper),
+            result("sage", 0, 52.0),
+            result("mixup", 1, 51.0, config=paper),
+            result("sage-eval-saliency", 0, 51.0),
+            result("none", 1, 41.0, config={"alpha": 0.2}),
+        ],
+    )
+    text = markdown(sections(read([tmp_path / "one", tmp_path / "other"])), pictures=False)
+    rows = table(text, "Accuracy and time")
+    assert {
+        method: (row["top-1 less mixup's, points"], row["top-1 less sage's, points"])
+        for method, row in rows.items()
+    } == {
+        "none": ("-10.00 (-10.00 to -10.00)", "-12.00"),
+        "mixup, alpha 0.2": ("-2.00", "-4.00"),
+        "mixup": ("-", "-2.00"),
+        "sage, alpha 0.2": ("+1.50", "-0.50"),
+        "sage, lambda_max 0.6, update_ratio 0.7": ("+3.00", "+1.00"),
+        "sage": ("+2.00", "-"),
+        "sage-eval-saliency": ("+1.00", "-1.00"),
     }
-    assert rows["mixup"]["seeds"] == "0 1"
+    assert rows["mixup"]["seeds"] == rows["none"]["seeds"] == "0 1"
+    said = [line.split(":")[0] for line in text.splitlines() if line.startswith("- ")]
+    assert said == [
+        "- sage less none",
+        "- sage less mixup, alpha 0.2",
+        "- sage less mixup",
+        "- sage, alpha 0.2 less sage",
+        "- sage, lambda_max 0.6, update_ratio 0.7 less sage",
+        "- sage-eval-saliency less sage",
+    ]
+
+
+def test_without_the_defaults_the_first_settings_stand_for_sage(tmp_path):
+    settings = ({"search": "none"}, {"search": "random"})
+    results = [result("sage", 0, 50.0 + i, config=own) for i, own in enumerate(settings)]
+    rows = table(report(tmp_path, results=results), "Accuracy and time")
+    found = {method: row["top-1 less sage, search none's, points"] for method, row in rows.items()}
+    assert found == {"sage, search none": "-", "sage, search random": "+1.00"}
 
 
 def test_robustness(tmp_path):
