@@ -175,21 +175,27 @@ def _alone(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Undoes what a forward pass does to buffers, such as batch norm's running statistics."""
+    """Undoes what a forward pass does to buffers, such as batch norm's running statistics.
+
+    The pass gets them as ``.data``, the same memory, whose changes autograd does not count: a loop
+    may mix between another forward pass, whose graph holds the buffers, and its backward pass.
+    """
     before = [
         (module, {name: (b, _copy(b)) for name, b in module._buffers.items()})
         for module in model.modules()
         if module._buffers
     ]
     try:
+        for module, buffers in before:
+            for name, (buffer, _) in buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.data
         yield
     finally:
-        with torch.no_grad():
-            for module, buffers in before:
-                for name, (buffer, value) in buffers.items():
-                    if buffer is not None and value is not None:
-                        buffer.copy_(value)
-                    module._buffers[name] = buffer
+        for module, buffers in before:
+            for name, (buffer, value) in buffers.items():
+                if buffer is not None and value is not None:
+                    buffer.data.copy_(value)
+                module._buffers[name] = buffer
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

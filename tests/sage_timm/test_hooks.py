@@ -27,6 +27,7 @@ def snapshot(model):
             name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
         },
         "objects": [id(v) for v in (*model.parameters(), *model.buffers())],
+        "versions": [v._version for v in (*model.parameters(), *model.buffers())],
         "flags": [
             (m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()
         ],
@@ -44,7 +45,7 @@ def assert_same(before, after):
             if after["grads"][name] is None
             else torch.equal(grad, after["grads"][name])
         ), name
-    for key in ("objects", "flags", "hooks"):
+    for key in ("objects", "versions", "flags", "hooks"):
         assert before[key] == after[key]
 
 
@@ -83,6 +84,24 @@ def test_a_call_leaves_no_trace(small_net, batch, training, with_grads, cheaper)
     assert_same(before, snapshot(model))
     assert torch.equal(x, x_before)
     assert not mixed.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mixing_between_a_forward_and_its_backward_pass_is_allowed(small_net, batch, training):
+    """As when the losses of several mixed batches are summed."""
+    model = small_net().train(training)
+    x, y = batch()
+    mixup_fn = SageMixup(num_classes=5, model=model)
+    losses = []
+    for mixing_between in (True, False):
+        model.zero_grad()
+        loss = model(x).square().sum()
+        if mixing_between:
+            mixup_fn(x, y)
+        loss.backward()
+        losses.append([p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*losses, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("update_ratio", [1.0, 0.7])
