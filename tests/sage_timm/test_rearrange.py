@@ -22,6 +22,16 @@ def test_fraction_one_finds_the_best_of_all_by_brute_force(saliency_pair, lam):
         assert values[best] > values[(0, 0)] or best == (0, 0)
 
 
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize(("lam", "covered"), [(0.05, 1), (0.45, 1), (0.55, 1 / 54), (0.95, 1 / 54)])
+def test_the_objective_drops_image_1_where_its_weight_is_the_lesser(lam, covered, every):
+    """Of uniform maps, with a share c covered by image 1, it is c (λ² + (1 - λ)²) + (1 - c) λ."""
+    uniform = torch.full((1, 1, 6, 9), 1 / 54)
+    candidates = random_translations(6, 9, fraction=1.0) if every else None
+    (found,) = best_translation(lam * uniform, (1 - lam) * uniform, candidates).abs().tolist()
+    assert (6 - found[0]) * (9 - found[1]) / 54 == covered
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     height=st.integers(1, 6),
