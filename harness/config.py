@@ -54,6 +54,8 @@ class RunConfig:
         "schedule": ScheduleConfig,
         "mixing": MethodConfig,
     }
+    PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download")
+    """Settings of the data that say where they are, not what they are."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
@@ -84,7 +86,7 @@ class RunConfig:
             ValueError: If the data set cannot be opened.
         """
         settings = asdict(self)
-        for name in ("data_dir", "dataset_download"):
+        for name in self.PLACE:
             del settings["data"][name]
         settings["data"]["fingerprint"] = fingerprint(self.data)
         identity: dict[str, Any] = json.loads(json.dumps(settings))

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from harness.config import RunConfig
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.methods.sage import OWN_SETTINGS
@@ -145,9 +146,10 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
     config = line.get("config")
     own: dict[str, Any] = {}
     if config is not None:
-        config = {k: v for k, v in config.items() if k not in ("method", "seed")}
         mixing = config.get("mixing", {})
-        config["mixing"] = {k: v for k, v in mixing.items() if k not in ("alpha", *OWN_SETTINGS)}
+        config = _whole(config)
+        for name in ("alpha", *OWN_SETTINGS):
+            del config["mixing"][name]
         own = own_settings(line["method"], mixing)
     setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
     for runs in setting.methods:
@@ -155,6 +157,16 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
             return runs
     setting.methods.append(MethodRuns(line["method"], own))
     return setting.methods[-1]
+
+
+def _whole(config: dict[str, Any]) -> dict[str, Any]:
+    """A line's settings less method and seed; those younger than the line have their defaults."""
+    told = {name: value for name, value in config.items() if name not in ("method", "seed")}
+    whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING} | told
+    for name, part in RunConfig.PARTS.items():
+        defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
+        whole[name] = defaults | told.get(name, {})
+    return whole
 
 
 def _name(found: list[Setting]) -> None:

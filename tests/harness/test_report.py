@@ -1,9 +1,11 @@
+import json
 import re
 from dataclasses import asdict
 
 import pytest
 
 from harness.commands.report import Report
+from harness.config import RunConfig
 from harness.methods.base import MethodConfig
 from harness.report import markdown, read, sections
 from tests.report_inputs import (
@@ -136,15 +138,30 @@ def test_failures_alone_make_a_report(tmp_path):
 
 
 def test_each_setting_has_a_table_of_its_own_that_says_what_it_is(tmp_path):
-    old = result("none", 0, 1.0)
-    del old["config"]["mixing"], old["config"]["channels_last"]
-    results = [old, result("none", 0, 2.0), result("none", 0, 3.0, config={"dataset": "b"})]
+    other = result("none", 0, 1.0)
+    other["config"]["channels_last"] = True
+    results = [other, result("none", 0, 2.0), result("none", 0, 3.0, config={"dataset": "b"})]
     text = report(tmp_path, results=results)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert len(titles) == len(set(titles)) == 3
     assert titles[1].endswith("40 epochs, channels_last False")
     assert titles[2].startswith("## b, 1000 training images")
     assert [part.split(" | ")[1] for part in text.split("| none ")[1:]] == ["1.00", "2.00", "3.00"]
+
+
+def test_a_setting_that_is_younger_than_a_line_has_its_default(tmp_path):
+    old, of_today = result("none", 0, 1.0), result("mixup", 0, 2.0)
+    for name in ("mixing", "channels_last"):
+        del old["config"][name]
+    settings = asdict(RunConfig("mixup", 0))
+    for name in RunConfig.PLACE:
+        del settings["data"][name]
+    for name, value in settings.items():
+        part = of_today["config"].setdefault(name, value)
+        of_today["config"][name] = {**value, **part} if isinstance(value, dict) else part
+    text = report(tmp_path, results=[old, json.loads(json.dumps(of_today))])
+    assert text.count("\n## ") == 1
+    assert [*table(text, "Accuracy and time")] == ["none", "mixup"]
 
 
 def test_a_methods_own_settings_make_rows_beside_the_same_peers(tmp_path):
