@@ -17,9 +17,8 @@ from harness.report.statistics import Difference
 def findings(setting: Setting) -> list[str]:
     """Says of SAGE against each other method, and of its variants against it, who is ahead.
 
-    SAGE is that with its default settings, where several were trained. It is ahead or behind only
-    if the 95 % interval of the difference seed by seed leaves out zero. Of few-shot runs the
-    accuracies are those of novel classes, with one classifier.
+    It is ahead or behind only if the 95 % interval of the difference seed by seed leaves out zero.
+    Of few-shot runs the accuracies are those of novel classes, with one classifier.
     """
     if setting.learner is not None:
         return _novel_findings(setting)

@@ -78,10 +78,18 @@ class Setting:
         return [runs for runs in self.methods if runs.seeds()]
 
     def find(self, method: str) -> MethodRuns | None:
-        """The runs of a method: of several settings of its own the defaults, else the first."""
+        """The runs of a method; of its variants, the one that the others are variants of.
+
+        That is the one that differs from the others in the fewest settings; of two, the defaults.
+        """
         found = [runs for runs in self.trained() if runs.method == method]
         default = own_settings(method, asdict(MethodConfig()))
-        return next((runs for runs in found if runs.own == default), found[0] if found else None)
+
+        def apart(runs: MethodRuns) -> tuple[int, bool]:
+            changes = [len(_differing([runs.own, other.own])) for other in found]
+            return sum(changes), runs.own != default
+
+        return min(found, key=apart, default=None)
 
 
 def settings(lines: Lines) -> list[Setting]:

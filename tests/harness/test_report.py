@@ -212,12 +212,26 @@ def test_a_methods_own_settings_make_rows_beside_the_same_peers(tmp_path):
     ]
 
 
-def test_without_the_defaults_the_first_settings_stand_for_sage(tmp_path):
+def test_of_two_settings_neither_the_default_the_first_stands_for_sage(tmp_path):
     settings = ({"search": "none"}, {"search": "random"})
     results = [result("sage", 0, 50.0 + i, config=own) for i, own in enumerate(settings)]
     rows = table(report(tmp_path, results=results), "Accuracy and time")
     found = {method: row["top-1 less sage, search none's, points"] for method, row in rows.items()}
     assert found == {"sage, search none": "-", "sage, search random": "+1.00"}
+
+
+def test_variants_are_compared_with_what_they_are_variants_of(tmp_path):
+    base = {"update_ratio": 0.7}
+    settings = ({}, {**base, "search": "none"}, {**base, "alpha": 0.2}, base)
+    results = [result("sage", 0, 50.0 + i, config=own) for i, own in enumerate(settings)]
+    rows = table(report(tmp_path, results=results), "Accuracy and time")
+    column = "top-1 less sage, update_ratio 0.7's, points"
+    assert {method: row[column] for method, row in rows.items()} == {
+        "sage": "-3.00",
+        "sage, update_ratio 0.7, search none": "-2.00",
+        "sage, alpha 0.2, update_ratio 0.7": "-1.00",
+        "sage, update_ratio 0.7": "-",
+    }
 
 
 def test_robustness(tmp_path):
