@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         flag("lambda_max"),
         type=float,
         metavar="SHARE",
-        help="largest weight of an image's own saliency, in (0, 1] (default: 1; the paper: 0.5 to "
-        "0.7)",
+        help="largest weight of an image's own saliency, in (0, 1] (default: 0.5; the paper: 0.5 "
+        "to 0.7)",
     )
     parser.add_argument(
         flag("update_ratio"),

@@ -27,7 +27,8 @@ class SageMix(v2.MixUp):
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``.
-        lambda_max: The largest weight of an image's own saliency, in (0, 1].
+        lambda_max: The largest weight of an image's own saliency, in (0, 1], see
+            :class:`sage_timm.SageMixup`.
         update_ratio: rho, the share of the mixed loss in the step, in (0, 1].
         saliency_size: Pixels of the shorter side to which images are shrunk for their saliency,
             which costs in proportion to their area; the images as they are if None. The model has
@@ -54,7 +55,7 @@ class SageMix(v2.MixUp):
         labels_getter: Any = "default",
         model: nn.Module | None = None,
         loss_fn: Loss | None = None,
-        lambda_max: float = 1.0,
+        lambda_max: float = 0.5,
         update_ratio: float = 1.0,
         saliency_size: int | None = None,
         saliency_dtype: torch.dtype | None = None,

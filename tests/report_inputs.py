@@ -34,7 +34,7 @@ def config(method, seed, dataset="glyphs", epochs=40, **mixing):
         "model": "preactresnet8_cifar",
         "data": {"dataset": dataset, "train_size": 1000, "image_size": 32, "batch_size": 100},
         "schedule": {"epochs": epochs, "lr": 0.1},
-        "mixing": {"alpha": None, "lambda_max": 1.0, "update_ratio": 1.0, **mixing},
+        "mixing": {"alpha": None, "lambda_max": 0.5, "update_ratio": 1.0, **mixing},
         "channels_last": False,
     }
 

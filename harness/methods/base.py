@@ -22,7 +22,7 @@ class MethodConfig:
     1."""
     label_smoothing: float = 0.0
     """Label smoothing, the same for every method."""
-    lambda_max: float = 1.0
+    lambda_max: float = 0.5
     """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
     update_ratio: float = 1.0
     """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""

@@ -144,7 +144,7 @@ def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
     by chance leaves three quarters of image 0 bare.
     """
     x, _ = images
-    mix = make(name, model)
+    mix = make(name, model, lambda_max=1)
     weights = []
     for seed in range(60):
         random_seed(seed)

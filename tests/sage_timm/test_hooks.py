@@ -247,7 +247,8 @@ def test_an_overflow_in_the_saliency_pass_costs_that_step_its_sage(small_net, ba
     model.norm.register_forward_hook(lambda _m, _x, out: _OverflowsOnce.apply(out, calls))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
-    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=update_ratio)
+    options = {"lambda_max": 1, "update_ratio": update_ratio}
+    mixup_fn = SageMixup(num_classes=5, model=model, **options)
     np.random.seed(0)
     mixed, targets = mixup_fn(x.clone(), y)
     assert len(calls) == 1

@@ -106,7 +106,7 @@ def test_the_prefetchers_batches_are_mixed_alike(run):
     one = run(*arguments)
     other = run(*arguments, "--no-prefetcher", out="other")
     assert_equal(one, other, rtol=1e-3, atol=1e-5)
-    assert differ(one, run(*arguments, "--sage-lambda-max", "0.5", out="another"))
+    assert differ(one, run(*arguments, "--sage-lambda-max", "1", out="another"))
 
 
 @pytest.mark.parametrize("loader", [[], ["--no-prefetcher"]])

@@ -21,9 +21,11 @@ def by_timm(x, y, seed=0, **kwargs):
     return mixup_fn(x.clone(), y)
 
 
-def by_sage(x, y, model=None, seed=0, **kwargs):
+def by_sage(x, y, model=None, seed=0, lambda_max=1.0, **kwargs):
+    """With timm's own weights, unless ``lambda_max`` scales them."""
     random_seed(seed)
-    return SageMixup(num_classes=5, model=model, **kwargs)(x.clone(), y)
+    mixup_fn = SageMixup(num_classes=5, model=model, lambda_max=lambda_max, **kwargs)
+    return mixup_fn(x.clone(), y)
 
 
 def assert_equal(one, other):

@@ -69,7 +69,7 @@ def test_a_share_of_the_batch_is_mixed_by_sage_and_the_rest_by_mixup(batch, smal
     x, y = batch(count=10)
     model = small_net()
     torch.manual_seed(0)
-    images, labels = SageMix(num_classes=5, model=model, saliency_fraction=0.6)(x, y)
+    images, labels = SageMix(num_classes=5, model=model, lambda_max=1, saliency_fraction=0.6)(x, y)
     torch.manual_seed(0)
     plain, plain_labels = v2.MixUp(num_classes=5)(x, y)
     rest = [3, 4, 5, 6, 7]
