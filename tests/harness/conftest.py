@@ -3,7 +3,9 @@ import pytest
 import harness.data
 
 
-@pytest.fixture(autouse=True)
-def _few_validation_glyphs(monkeypatch):
-    """Keeps the runs that are made in the tests' own process short."""
-    monkeypatch.setattr(harness.data, "_GLYPHS_VALIDATION", 200)
+@pytest.fixture(scope="module", autouse=True)
+def _few_validation_glyphs():
+    """Keeps the runs that are made in the tests' own process short, a file's own fixtures' too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness.data, "_GLYPHS_VALIDATION", 200)
+        yield

@@ -9,7 +9,6 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-import harness.data
 from harness.agreement import decide, measure_agreement, objective, variants
 from harness.commands.agreement import table
 from harness.config import RunConfig, ScheduleConfig
@@ -32,14 +31,6 @@ TINY = RunConfig(
 )
 PAIRS = 30
 NONE_MOVED = torch.zeros(1, 2, dtype=torch.int64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_validation_glyphs():
-    """As for all tests, but in time for this file's own fixtures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness.data, "_GLYPHS_VALIDATION", 200)
-        yield
 
 
 @pytest.fixture(scope="module")

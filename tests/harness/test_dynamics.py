@@ -6,7 +6,6 @@ import torch
 from scipy.stats import entropy, spearmanr
 from torch import nn
 
-import harness.data
 import harness.dynamics
 from harness.commands.dynamics import table
 from harness.config import RunConfig, ScheduleConfig
@@ -26,13 +25,6 @@ TINY = RunConfig(
     mixing=MethodConfig(lambda_max=0.8),
 )
 IMAGES = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_validation_glyphs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness.data, "_GLYPHS_VALIDATION", 200)
-        yield
 
 
 @pytest.fixture(scope="module")
