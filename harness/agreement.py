@@ -27,7 +27,7 @@ from harness.config import RunConfig
 from harness.data import Splits, Subset, load_splits, make_loader
 from harness.device import device_name
 from harness.methods.base import MethodConfig
-from harness.methods.sage import own_settings
+from harness.methods.sage import mixing_alone
 from harness.results import append_result, read_results
 from harness.train import load_model, train
 from sage_timm import blend, random_translations, saliency
@@ -66,7 +66,7 @@ def variants(
         changes += [{name: value} for value in values]
     listed = [replace(config.mixing, **{**_FULL, **change}) for change in changes]
     for variant in listed:
-        _sage(variant)
+        mixing_alone(variant)
     return list(dict.fromkeys(listed))
 
 
@@ -109,7 +109,7 @@ def measure_agreement(
         line = next((line for line in there if key.items() <= line.items()), None)
         if line is None:
             batches = batches or _batches(config, model, splits, pairs, device)
-            sage = _sage(variant, config.seed)
+            sage = mixing_alone(variant, config.seed)
             sage.attach(model, SoftTargetCrossEntropy())
             line = {**key, **_measure(sage, batches, config.seed), "device": device_name(device)}
             line |= {"torch": torch.__version__, "timm": timm.__version__}
@@ -148,12 +148,6 @@ def _checked_splits(config: RunConfig, pairs: int) -> Splits:
     if pairs > len(images):
         raise ValueError(f"pairs={pairs} takes as many images, the split has {len(images)}")
     return splits
-
-
-def _sage(mixing: MethodConfig, seed: int = 0) -> Sage:
-    # The update ratio concerns the step after the mix.
-    settings = own_settings(replace(mixing, update_ratio=1.0))
-    return Sage(**settings, generator=torch.Generator().manual_seed(seed))
 
 
 def _weighted(maps: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:

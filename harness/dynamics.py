@@ -6,7 +6,6 @@ otherwise show what SAGE would do with their saliency.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +23,11 @@ from harness.config import RunConfig
 from harness.data import Subset, load_splits, make_loader
 from harness.grid import mix_columns, save_grid
 from harness.methods.base import evaluation_mode
-from harness.methods.sage import own_settings
+from harness.methods.sage import mixing_alone
 from harness.results import append_result, read_results
 from harness.train import train
 from sage_timm import blend
-from sage_timm.sage import Sage, arrange
+from sage_timm.sage import arrange
 
 MEASURES = (
     "clean_loss",
@@ -161,11 +160,7 @@ def _measure(
     """Measures the mixes of all batches, and draws some of the first one's."""
     random_seed(config.seed)  # of dropout and of the random translations
     mixing = config.mixing
-    # The update ratio concerns the step after the mix.
-    sage = Sage(
-        **own_settings(replace(mixing, update_ratio=1.0)),
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    sage = mixing_alone(mixing, config.seed)
     sage.attach(model, SoftTargetCrossEntropy())
     model.train()
     figures: dict[str, list[Tensor]] = {}

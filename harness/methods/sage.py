@@ -1,12 +1,15 @@
 """SAGE (Ma et al., Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022)."""
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from harness.methods.base import MethodConfig, register
 from sage_timm import SageMixup
 from sage_timm.options import settings
+from sage_timm.sage import Sage
 
 OWN_SETTINGS = (
     "lambda_max",
@@ -36,3 +39,9 @@ def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: i
 def own_settings(config: MethodConfig) -> dict[str, Any]:
     """What the settings say to SAGE alone, as the library's keyword arguments."""
     return settings({name: getattr(config, name) for name in OWN_SETTINGS})
+
+
+def mixing_alone(config: MethodConfig, seed: int = 0) -> Sage:
+    """Makes SAGE to measure its mixes with: the update ratio concerns the step after the mix."""
+    own = own_settings(replace(config, update_ratio=1.0))
+    return Sage(**own, generator=torch.Generator().manual_seed(seed))
