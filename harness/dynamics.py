@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from torchmetrics.functional import spearman_corrcoef
 
+from harness.agreement import decide
 from harness.config import RunConfig
 from harness.data import Subset, load_splits, make_loader
 from harness.grid import mix_columns, save_grid
@@ -27,7 +28,6 @@ from harness.methods.sage import mixing_alone
 from harness.results import append_result, read_results
 from harness.train import train
 from sage_timm import blend
-from sage_timm.sage import arrange
 
 MEASURES = (
     "clean_loss",
@@ -166,11 +166,10 @@ def _measure(
     figures: dict[str, list[Tensor]] = {}
     for number, (x, y, lam, mask_of_object) in enumerate(zip(*fixed[:4], strict=True)):
         maps = sage.maps(x, y)
-        partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
         translations = sage.draw_translations(*x.shape[2:])
-        own, other, translation = arrange(maps, partner, lam * mixing.lambda_max, translations)
-        mixed, mask, weight = blend(x, x[partner], own, other, translation)
-        targets = weight[:, None] * y + (1 - weight[:, None]) * y[partner]
+        own, other, translation = decide(maps, lam * mixing.lambda_max, translations)
+        mixed, mask, weight = blend(x, x.flip(0), own, other, translation)
+        targets = weight[:, None] * y + (1 - weight[:, None]) * y.flip(0)
         mirrored = sage.maps(x.flip(3), y).flip(3)
         measured = {
             **_losses(model, x, y, mixed, targets),
@@ -180,8 +179,8 @@ def _measure(
         for name, values in measured.items():
             figures.setdefault(name, []).append(values.double().cpu())
         if number == 0:
-            rows, other_rows = slice(_PAIRS_DRAWN), partner[:_PAIRS_DRAWN]
-            pair, both_maps = (x[rows], x[other_rows]), (maps[rows], maps[other_rows])
+            rows = slice(_PAIRS_DRAWN)
+            pair, both_maps = ((v[rows], v.flip(0)[rows]) for v in (x, maps))
             columns = mix_columns(pair, both_maps, mask[rows], mixed[rows], fixed.data_config)
             save_grid(columns, picture)
     return {name: float(torch.cat(values).mean()) for name, values in figures.items()}
