@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from harness.report.comparisons import REFERENCES
 from harness.report.read import Line
 from harness.report.settings import Evaluation, MethodRuns, Setting
 from harness.report.statistics import Difference, Spread
-from harness.report.tables import REFERENCES
 
 EPISODE_REFERENCES = ("none", *REFERENCES)
 """Methods that accuracies of novel classes are compared with: does mixing carry over at all?"""

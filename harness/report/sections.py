@@ -18,7 +18,13 @@ from harness.report.plots import (
 from harness.report.read import Lines
 from harness.report.settings import Setting, settings
 from harness.report.style import styles
-from harness.report.tables import accuracy_table, foreground_table, robustness_table
+from harness.report.tables import (
+    accuracy_comparisons,
+    accuracy_table,
+    foreground_table,
+    robustness_comparisons,
+    robustness_table,
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,12 @@ def _section(setting: Setting, looks: Styles) -> Section:
     parts = _novel_parts(setting, looks)
     if setting.trained():
         parts.append(Part(accuracy_table(setting), accuracy_pictures(setting, looks)))
+    if setting.learner is None:
+        parts += map(Part, accuracy_comparisons(setting))
     robustness = robustness_table(setting)
     if robustness:
         parts.append(Part(robustness, robustness_pictures(setting, looks)))
+        parts += map(Part, robustness_comparisons(setting))
     foreground = foreground_table(setting)
     if foreground:
         parts.append(Part(foreground))

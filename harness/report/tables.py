@@ -2,14 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
-from harness.report.cells import NO_VALUE, Cell, Table, column, make_table, seeds_column, seeds_text
+from harness.report.cells import (
+    NO_VALUE,
+    Best,
+    Cell,
+    Table,
+    column,
+    make_table,
+    seeds_column,
+    seeds_text,
+)
+from harness.report.comparisons import comparison_tables
 from harness.report.settings import MethodRuns, Setting
-from harness.report.statistics import Difference, Spread
+from harness.report.statistics import Spread
 
-REFERENCES = ("mixup", "cutmix")
-"""The methods that top-1 is compared with, seed by seed; SAGE's variants also with SAGE."""
 KINDS = {
     "clean": "clean",
     "noise": "noise: standard deviation on pixels from 0 to 1",
@@ -18,7 +27,7 @@ KINDS = {
     "pgd": "pgd: ε in 1/255",
 }
 """The kinds of images that robustness is measured on, and what their strength is."""
-_MEASURES = {
+_MEASURES: dict[str, tuple[str, Best]] = {
     "top1": ("{}, %", max),
     "top5": ("top-5, %", max),
     "nll": ("NLL", min),
@@ -33,15 +42,9 @@ _TIME_UNITS = ((2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 
 
 def accuracy_table(setting: Setting) -> Table:
-    """Accuracy, likelihood, calibration and time of the runs, and the difference to the peers."""
+    """Accuracy, likelihood, calibration and time of the runs."""
     methods = setting.trained()
-    measures = {
-        name: measure
-        for name, measure in _MEASURES.items()
-        if any(runs.values(name) for runs in methods)
-    }
     few_shot = setting.learner is not None
-    references = [] if few_shot else _references(setting)
     times = [Spread.of([*runs.values("train_seconds").values()]) for runs in methods]
     unit, seconds = time_unit([time.mean for time in times if time])
     columns = [
@@ -52,9 +55,8 @@ def accuracy_table(setting: Setting) -> Table:
                 best,
                 [[*runs.values(name).values()] for runs in methods],
             )
-            for name, (title, best) in measures.items()
+            for name, (title, best) in _measured(setting).items()
         ),
-        *(_difference_column(setting, reference) for reference in references),
         *([_best_epoch_column(methods)] if few_shot else []),
         column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
         ("step, ms", [Cell(_step(runs)) for runs in methods]),
@@ -65,7 +67,6 @@ def accuracy_table(setting: Setting) -> Table:
             digits=1,
         ),
     ]
-    compared = "; less another method's: difference seed by seed (95 % interval of Student's t)"
     title = "Accuracy and time"
     figure = (
         "Each run's figure is the median of its last ten epochs (training loss: the last epoch)"
@@ -73,8 +74,8 @@ def accuracy_table(setting: Setting) -> Table:
     if few_shot:
         title, figure = "Validation classes and time", _validation(setting)
     note = (
-        f"{figure}; mean ± sample standard deviation over seeds"
-        f"{compared if references else ''}; step: median over steps, epochs and runs."
+        f"{figure}; mean ± sample standard deviation over seeds; step: median over steps, epochs "
+        "and runs."
     )
     remarks = [
         f"{runs.label}, seed {seed}, failed: {failure['error']}"
@@ -82,6 +83,15 @@ def accuracy_table(setting: Setting) -> Table:
         for seed, failure in sorted(runs.failures.items())
     ]
     return make_table(title, methods, columns, note, remarks)
+
+
+def accuracy_comparisons(setting: Setting) -> list[Table]:
+    """Accuracy, likelihood and calibration against the peers', seed by seed."""
+    measures = [
+        (title.format(setting.top1_name), partial(MethodRuns.values, measure=name))
+        for name, (title, _) in _measured(setting).items()
+    ]
+    return comparison_tables(setting, "Accuracy", measures, "in the columns' units")
 
 
 def robustness_table(setting: Setting) -> Table | None:
@@ -116,6 +126,15 @@ def robustness_table(setting: Setting) -> Table | None:
         *(KINDS.get(kind, kind) for kind in kinds),
     )
     return make_table("Robustness", methods, columns, f"{'; '.join(parts)}.")
+
+
+def robustness_comparisons(setting: Setting) -> list[Table]:
+    """Top-1 under each corruption and attack against the peers', seed by seed."""
+    measures = [
+        (condition_name(*condition), partial(_robust_top1, condition=condition))
+        for condition in robustness_conditions(setting)
+    ]
+    return comparison_tables(setting, "Robustness", measures, "points of top-1")
 
 
 def foreground_table(setting: Setting) -> Table | None:
@@ -169,23 +188,16 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _references(setting: Setting) -> list[MethodRuns]:
-    variants = [runs for runs in setting.trained() if runs.method.startswith("sage")]
-    names = (*REFERENCES, "sage") if len(variants) > 1 else REFERENCES
-    found = (setting.find(name) for name in names)
-    return [runs for runs in found if runs is not None and runs.values("top1")]
+def _measured(setting: Setting) -> dict[str, tuple[str, Best]]:
+    return {
+        name: measure
+        for name, measure in _MEASURES.items()
+        if any(runs.values(name) for runs in setting.trained())
+    }
 
 
-def _difference_column(setting: Setting, reference: MethodRuns) -> tuple[str, list[Cell]]:
-    other = reference.values("top1")
-    differences = [
-        None if runs is reference else Difference.of(runs.values("top1"), other)
-        for runs in setting.trained()
-    ]
-    return (
-        f"top-1 less {reference.label}'s, points",
-        [Cell(difference.text() if difference else NO_VALUE) for difference in differences],
-    )
+def _robust_top1(runs: MethodRuns, condition: tuple[str, float]) -> dict[int, float]:
+    return {seed: line["top1"] for seed, line in runs.robustness.get(condition, {}).items()}
 
 
 def _best_epoch_column(methods: list[MethodRuns]) -> tuple[str, list[Cell]]:

@@ -1,8 +1,11 @@
 import json
+import random
 import re
 from dataclasses import asdict
+from statistics import mean
 
 import pytest
+from scipy.stats import ttest_rel
 
 from harness.commands.report import Report
 from harness.config import RunConfig
@@ -36,6 +39,11 @@ def table(text, title):
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
+def top1(text, title):
+    """The column of top-1 of a table."""
+    return {method: row["top-1, %"] for method, row in table(text, title).items()}
+
+
 def test_means_and_spread_over_the_seeds_and_differences_seed_by_seed(tmp_path):
     results = [result("mixup", seed, 50.0 + 10 * seed) for seed in range(3)]
     results += [result("sage", seed, 51.0 + 11 * seed, step_ms=250.0 + seed) for seed in range(3)]
@@ -51,14 +59,12 @@ def test_means_and_spread_over_the_seeds_and_differences_seed_by_seed(tmp_path):
         "60.00 ± 10.00",
         "**62.00 ± 11.00**",
     ]
-    assert [rows[method]["top-1 less mixup's, points"] for method in rows] == [
-        "-10.00",
-        "-",
-        "+2.00 (-0.48 to +4.48)",
-    ]
     assert [rows[method]["step, ms"] for method in rows] == ["100", "100", "251"]
     assert [rows[method]["training, min"] for method in rows] == ["1.5", "5.0 ± 0.0", "5.0 ± 0.0"]
-    assert "top-1 less cutmix's, points" not in rows["none"]
+    assert top1(text, "Accuracy less mixup's") == {
+        "sage": "+2.00 (-0.48 to +4.48)"  # of no mixing there is but one seed
+    }
+    assert "less cutmix's" not in text
     assert (
         "- sage and mixup cannot be told apart: +2.00 points of top-1 (95 % interval -0.48 to "
         "+4.48 over 3 seeds); its step takes 2.51 times as long."
@@ -74,8 +80,47 @@ def test_ahead_or_behind_where_the_interval_leaves_out_zero(tmp_path, gain, verd
     assert f"- {verdict}: {gain + 0.2:+.2f} points" in report(tmp_path, results=results)
 
 
+def test_every_measure_is_compared_as_scipys_paired_t_test_does(tmp_path):
+    rng = random.Random(0)
+    measured = {"top-1, %": "top1", "top-5, %": "top5", "NLL": "nll", "ECE, %": "ece"}
+    results = [
+        result(method, seed, **{name: rng.uniform(1, 50) for name in measured.values()})
+        for method in ("none", "cutmix", "sage")
+        for seed in range(5)
+        if (method, seed) != ("none", 1)
+    ]
+    lines = [
+        robustness(run["method"], run["seed"], kind, strength, rng.uniform(10, 50))
+        for run in results
+        for kind, strength in (("clean", 0.0), ("pgd", 2.0))
+        if (run["method"], run["seed"]) != ("none", 3)
+    ]
+
+    def expected(method, seeds, values):
+        own, other = ([values[name, seed] for seed in seeds] for name in (method, "cutmix"))
+        low, high = ttest_rel(own, other).confidence_interval(0.95)
+        return f"{mean(own) - mean(other):+.2f} ({low:+.2f} to {high:+.2f})"
+
+    text = report(tmp_path, results=results, robustness=lines)
+    rows = table(text, "Accuracy less cutmix's")
+    assert rows["none"]["seeds"] == "0 2 3 4"
+    for title, name in measured.items():
+        values = {(run["method"], run["seed"]): run[name] for run in results}
+        assert rows["none"][title] == expected("none", (0, 2, 3, 4), values)
+        assert rows["sage"][title] == expected("sage", range(5), values)
+    rows = table(text, "Robustness less cutmix's")
+    assert rows["none"]["seeds"] == "0 2 4"
+    for title, kind in (("clean", "clean"), ("pgd 2/255", "pgd")):
+        values = {
+            (line["method"], line["seed"]): line["top1"] for line in lines if line["kind"] == kind
+        }
+        assert rows["none"][title] == expected("none", (0, 2, 4), values)
+        assert rows["sage"][title] == expected("sage", range(5), values)
+
+
 def test_one_seed_tells_nothing_apart(tmp_path):
     text = report(tmp_path, results=[result("sage", 0, 55.0), result("mixup", 0, 50.0)])
+    assert "less mixup's" not in text
     assert "- sage less mixup: +5.00 points of top-1 (one seed, which ranks nothing);" in text
 
 
@@ -174,13 +219,16 @@ def test_a_methods_own_settings_make_rows_beside_the_same_peers(tmp_path):
             result("mixup", 0, 48.0, config={"alpha": 0.2}),
             result("mixup", 0, 50.0),
             result("sage", 0, 51.5, config={"alpha": 0.2}),
+            result("sage", 1, 52.5, config={"alpha": 0.2}),
         ],
     )
     write_lines(
         tmp_path / "other" / "results.jsonl",
         [
             result("sage", 0, 53.0, config=paper),
+            result("sage", 1, 54.0, config=paper),
             result("sage", 0, 52.0),
+            result("sage", 1, 53.0),
             result("mixup", 1, 51.0, config=paper),
             result("sage-eval-saliency", 0, 51.0),
             result("none", 1, 41.0, config={"alpha": 0.2}),
@@ -188,49 +236,62 @@ def test_a_methods_own_settings_make_rows_beside_the_same_peers(tmp_path):
     )
     text = markdown(sections(read([tmp_path / "one", tmp_path / "other"])), pictures=False)
     rows = table(text, "Accuracy and time")
-    assert {
-        method: (row["top-1 less mixup's, points"], row["top-1 less sage's, points"])
-        for method, row in rows.items()
-    } == {
-        "none": ("-10.00 (-10.00 to -10.00)", "-12.00"),
-        "mixup, alpha 0.2": ("-2.00", "-4.00"),
-        "mixup": ("-", "-2.00"),
-        "sage, alpha 0.2": ("+1.50", "-0.50"),
-        "sage, lambda_max 0.6, update_ratio 0.7": ("+3.00", "+1.00"),
-        "sage": ("+2.00", "-"),
-        "sage-eval-saliency": ("+1.00", "-1.00"),
+    assert {method: row["seeds"] for method, row in rows.items()} == {
+        "none": "0 1",
+        "mixup, alpha 0.2": "0, missing 1",
+        "mixup": "0 1",
+        "sage, alpha 0.2": "0 1",
+        "sage, lambda_max 0.6, update_ratio 0.7": "0 1",
+        "sage": "0 1",
+        "sage-eval-saliency": "0, missing 1",
     }
-    assert rows["mixup"]["seeds"] == rows["none"]["seeds"] == "0 1"
+    assert top1(text, "Accuracy less mixup's") == {
+        "none": "-10.00 (-10.00 to -10.00)",
+        "sage, alpha 0.2": "+1.50 (+1.50 to +1.50)",
+        "sage, lambda_max 0.6, update_ratio 0.7": "+3.00 (+3.00 to +3.00)",
+        "sage": "+2.00 (+2.00 to +2.00)",
+    }
+    assert top1(text, "Accuracy less sage's") == {
+        "none": "-12.00 (-12.00 to -12.00)",
+        "mixup": "-2.00 (-2.00 to -2.00)",
+        "sage, alpha 0.2": "-0.50 (-0.50 to -0.50)",
+        "sage, lambda_max 0.6, update_ratio 0.7": "+1.00 (+1.00 to +1.00)",
+    }
     said = [line.split(":")[0] for line in text.splitlines() if line.startswith("- ")]
     assert said == [
-        "- sage less none",
+        "- sage is ahead of none",
         "- sage less mixup, alpha 0.2",
-        "- sage less mixup",
-        "- sage, alpha 0.2 less sage",
-        "- sage, lambda_max 0.6, update_ratio 0.7 less sage",
+        "- sage is ahead of mixup",
+        "- sage, alpha 0.2 is behind sage",
+        "- sage, lambda_max 0.6, update_ratio 0.7 is ahead of sage",
         "- sage-eval-saliency less sage",
     ]
 
 
 def test_of_two_settings_neither_the_default_the_first_stands_for_sage(tmp_path):
     settings = ({"search": "none"}, {"search": "random"})
-    results = [result("sage", 0, 50.0 + i, config=own) for i, own in enumerate(settings)]
-    rows = table(report(tmp_path, results=results), "Accuracy and time")
-    found = {method: row["top-1 less sage, search none's, points"] for method, row in rows.items()}
-    assert found == {"sage, search none": "-", "sage, search random": "+1.00"}
+    results = [
+        result("sage", seed, 50.0 + i, config=own)
+        for i, own in enumerate(settings)
+        for seed in range(2)
+    ]
+    found = top1(report(tmp_path, results=results), "Accuracy less sage, search none's")
+    assert found == {"sage, search random": "+1.00 (+1.00 to +1.00)"}
 
 
 def test_variants_are_compared_with_what_they_are_variants_of(tmp_path):
     base = {"update_ratio": 0.7}
     settings = ({}, {**base, "search": "none"}, {**base, "alpha": 0.2}, base)
-    results = [result("sage", 0, 50.0 + i, config=own) for i, own in enumerate(settings)]
-    rows = table(report(tmp_path, results=results), "Accuracy and time")
-    column = "top-1 less sage, update_ratio 0.7's, points"
-    assert {method: row[column] for method, row in rows.items()} == {
-        "sage": "-3.00",
-        "sage, update_ratio 0.7, search none": "-2.00",
-        "sage, alpha 0.2, update_ratio 0.7": "-1.00",
-        "sage, update_ratio 0.7": "-",
+    results = [
+        result("sage", seed, 50.0 + i, config=own)
+        for i, own in enumerate(settings)
+        for seed in range(2)
+    ]
+    found = top1(report(tmp_path, results=results), "Accuracy less sage, update_ratio 0.7's")
+    assert found == {
+        "sage": "-3.00 (-3.00 to -3.00)",
+        "sage, update_ratio 0.7, search none": "-2.00 (-2.00 to -2.00)",
+        "sage, alpha 0.2, update_ratio 0.7": "-1.00 (-1.00 to -1.00)",
     }
 
 
