@@ -19,19 +19,19 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from torchmetrics.functional import spearman_corrcoef
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data import Splits, Subset, load_splits, make_loader
+from harness.data import Splits, load_splits
 from harness.device import device_name
+from harness.fixed_images import draw_indices, load_images
 from harness.methods.base import MethodConfig
-from harness.methods.sage import mixing_alone
+from harness.methods.sage import decide, mixing_alone
 from harness.results import append_result, read_results
 from harness.train import load_model, train
 from sage_timm import blend, random_translations, saliency
-from sage_timm.sage import Sage, arrange
+from sage_timm.sage import Sage
 
 MEASURES = ("rank_correlation", "objective_reached", "same_translation")
 SALIENCY = ("saliency_size", "saliency_dtype", "saliency_fraction")
@@ -96,7 +96,11 @@ def measure_agreement(
     Raises:
         ValueError: If a setting does not fit, or there are too few images.
     """
-    splits = _checked_splits(config, pairs)
+    _check_pairs(pairs, config.data.batch_size)
+    splits = load_splits(config.data, config.seed)
+    random = np.random.default_rng(config.seed)
+    chosen = draw_indices(config.data, splits.validation, pairs, f"pairs={pairs}", random)
+    weights = config.mixing.lambda_max * torch.from_numpy(random.uniform(*_LAM, pairs))
     train(config, out, device)
     model = load_model(config, out, len(splits.classes), device).train()
     path = out / "agreement.jsonl"
@@ -108,7 +112,7 @@ def measure_agreement(
         key |= {"seed": config.seed, "pairs": pairs, "config": identity}
         line = next((line for line in there if key.items() <= line.items()), None)
         if line is None:
-            batches = batches or _batches(config, model, splits, pairs, device)
+            batches = batches or _batches(config, model, splits, chosen, weights, device)
             sage = mixing_alone(variant, config.seed)
             sage.attach(model, SoftTargetCrossEntropy())
             line = {**key, **_measure(sage, batches, config.seed), "device": device_name(device)}
@@ -118,36 +122,17 @@ def measure_agreement(
     return lines
 
 
-def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Decides, as SAGE does, how to mix each image with its reverse in the batch.
-
-    Returns:
-        Both images' weighted maps ``[B, 1, H, W]``, and the best ``[B, 2]`` of the translations
-        ``[N, 2]``; of all, by FFT, if None.
-    """
-    partner = torch.arange(len(maps) - 1, -1, -1, device=maps.device)
-    return arrange(maps, partner, lam, translations)
-
-
 def objective(maps: Tensor, lam: Tensor, decision: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Sums the saliency by ``maps`` of each mix, ``[B]``, as other maps may have decided it."""
     mixed, _, _ = blend(*_weighted(maps, lam), *decision)
     return mixed.sum(dim=(1, 2, 3))
 
 
-def _checked_splits(config: RunConfig, pairs: int) -> Splits:
-    size = config.data.batch_size
+def _check_pairs(pairs: int, size: int) -> None:
     if pairs % size or pairs < 2 * size:
         raise ValueError(
             f"pairs must be a multiple of batch_size={size}, at least {2 * size}, got {pairs}"
         )
-    splits = load_splits(config.data, config.seed)
-    images: Any = splits.validation
-    if isinstance(images, IterableDataset):
-        raise ValueError(f"dataset={config.data.dataset!r} is a stream: no images can be picked")
-    if pairs > len(images):
-        raise ValueError(f"pairs={pairs} takes as many images, the split has {len(images)}")
-    return splits
 
 
 def _weighted(maps: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,15 +141,15 @@ def _weighted(maps: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _batches(
-    config: RunConfig, model: nn.Module, splits: Splits, pairs: int, device: torch.device
+    config: RunConfig,
+    model: nn.Module,
+    splits: Splits,
+    chosen: Sequence[int],
+    weights: Tensor,
+    device: torch.device,
 ) -> list[_Batch]:
-    dataset: Any = splits.validation
-    random = np.random.default_rng(config.seed)
-    subset = Subset(dataset, random.choice(len(dataset), pairs, replace=False).tolist())
-    weights = config.mixing.lambda_max * torch.from_numpy(random.uniform(*_LAM, pairs))
     data_config = resolve_data_config({}, model=model)
-    loader = make_loader(config.data, subset, data_config, device, hflip=None)
-    images, classes = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    images, classes = load_images(config.data, splits.validation, chosen, data_config, device)
     targets = mixup_target(classes, len(splits.classes), smoothing=config.mixing.label_smoothing)
     every = random_translations(*images.shape[2:], fraction=1.0)
     size = config.data.batch_size

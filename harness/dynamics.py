@@ -16,15 +16,14 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from torchmetrics.functional import spearman_corrcoef
 
-from harness.agreement import decide
 from harness.config import RunConfig
-from harness.data import Subset, load_splits, make_loader
+from harness.data import Splits, load_splits
+from harness.fixed_images import draw_indices, load_images
 from harness.grid import mix_columns, save_grid
 from harness.methods.base import evaluation_mode
-from harness.methods.sage import mixing_alone
+from harness.methods.sage import decide, mixing_alone
 from harness.results import append_result, read_results
 from harness.train import train
 from sage_timm import blend
@@ -44,6 +43,14 @@ MEASURES = (
 )
 _NEARLY_CLEAN = 0.1  # the lesser label weight of a mix that is next to one of its images
 _PAIRS_DRAWN = 5
+
+
+class _Draw(NamedTuple):
+    """Which training images are mixed, and with which weights ``[N]``."""
+
+    splits: Splits
+    indices: list[int]
+    lam: Tensor
 
 
 class _Images(NamedTuple):
@@ -96,18 +103,19 @@ def follow(
     key = {"method": config.method, "seed": config.seed, "images": images}
     key["config"] = config.identity()
     found = {line["epoch"]: line for line in read_results(path) if key.items() <= line.items()}
-    fixed: list[_Images] = []
-
-    def after_epoch(epoch: int, model: nn.Module) -> None:
-        if epoch not in epochs or epoch in found:
-            return
-        if not fixed:
-            fixed.append(_fixed_images(config, model, images, device))
-        picture = out / f"mixes-{config.method}-seed{config.seed}-epoch{epoch}.png"
-        found[epoch] = {**key, "epoch": epoch, **_measure(config, model, fixed[0], picture)}
-        append_result(path, found[epoch])
-
     if not set(epochs) <= found.keys():
+        draw = _draw(config, images)
+        fixed: list[_Images] = []
+
+        def after_epoch(epoch: int, model: nn.Module) -> None:
+            if epoch not in epochs or epoch in found:
+                return
+            if not fixed:
+                fixed.append(_load(config, model, draw, device))
+            picture = out / f"mixes-{config.method}-seed{config.seed}-epoch{epoch}.png"
+            found[epoch] = {**key, "epoch": epoch, **_measure(config, model, fixed[0], picture)}
+            append_result(path, found[epoch])
+
         train(config, out, device, after_epoch=after_epoch)
     missing = set(epochs) - found.keys()
     if missing:
@@ -127,30 +135,28 @@ def _check(config: RunConfig, epochs: Sequence[int], images: int) -> None:
         raise ValueError(f"images must be a multiple of batch_size={size}, got {images}")
 
 
-def _fixed_images(config: RunConfig, model: nn.Module, count: int, device: torch.device) -> _Images:
+def _draw(config: RunConfig, count: int) -> _Draw:
     splits = load_splits(config.data, config.seed)
-    dataset: Any = splits.train
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(f"dataset={config.data.dataset!r} is a stream: no images can be picked")
-    if count > len(dataset):
-        raise ValueError(f"images={count} is more than the {len(dataset)} training images")
     random = np.random.default_rng(config.seed)
-    chosen = random.choice(len(dataset), count, replace=False)
+    indices = draw_indices(config.data, splits.train, count, f"images={count}", random)
+    alpha = config.mixing.alpha_or(1.0)
+    return _Draw(splits, indices, torch.from_numpy(random.beta(alpha, alpha, count)))
+
+
+def _load(config: RunConfig, model: nn.Module, draw: _Draw, device: torch.device) -> _Images:
+    splits, indices, lam = draw
+    dataset: Any = splits.train
     data_config = resolve_data_config({}, model=model)
-    subset = Subset(dataset, chosen.tolist())
-    loader = make_loader(config.data, subset, data_config, device, hflip=None)
-    images, classes = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    images, classes = load_images(config.data, dataset, indices, data_config, device)
     smoothing = config.mixing.label_smoothing
     targets = mixup_target(classes, len(splits.classes), smoothing=smoothing)
-    size, alpha = config.data.batch_size, config.mixing.alpha_or(1.0)
-    batches = count // size
-    lam = torch.from_numpy(random.beta(alpha, alpha, count)).to(device)
-    masks: list[Tensor | None] = [None] * batches
+    size = config.data.batch_size
+    masks: list[Tensor | None] = [None] * (len(indices) // size)
     if hasattr(dataset, "masks"):
-        masks = [*(torch.from_numpy(dataset.masks[chosen]).to(device)[:, None] / 255).split(size)]
+        masks = [*(torch.from_numpy(dataset.masks[indices]).to(device)[:, None] / 255).split(size)]
     return _Images(
-        list(images.split(size)), list(targets.split(size)), list(lam.split(size)), masks,
-        data_config,
+        list(images.split(size)), list(targets.split(size)), list(lam.to(device).split(size)),
+        masks, data_config,
     )  # fmt: skip
 
 
@@ -179,10 +185,7 @@ def _measure(
         for name, values in measured.items():
             figures.setdefault(name, []).append(values.double().cpu())
         if number == 0:
-            rows = slice(_PAIRS_DRAWN)
-            pair, both_maps = ((v[rows], v.flip(0)[rows]) for v in (x, maps))
-            columns = mix_columns(pair, both_maps, mask[rows], mixed[rows], fixed.data_config)
-            save_grid(columns, picture)
+            save_grid(mix_columns(x, maps, mask, mixed, fixed.data_config, _PAIRS_DRAWN), picture)
     return {name: float(torch.cat(values).mean()) for name, values in figures.items()}
 
 

@@ -12,14 +12,14 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from harness.config import RunConfig
-from harness.data import Splits, load_splits, make_loader
+from harness.data import load_splits
+from harness.fixed_images import draw_indices, load_images
 from harness.grid import Column, mix_columns, pictures, save_grid
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig, normalised
-from harness.methods.sage import own_settings
+from harness.methods.base import MethodConfig
+from harness.methods.sage import decide, mixing_alone
 from harness.train import load_model
-from sage_timm import best_translation, blend, saliency
-from sage_timm.sage import Sage
+from sage_timm import blend
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
 _PEERS_DRAWN = ("mixup", "cutmix", "saliencymix", "puzzlemix")
@@ -45,10 +45,12 @@ def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device)
         ValueError: If the run has no checkpoint in ``out``, or there are too few images.
     """
     splits = load_splits(config.data, config.seed)
+    random = np.random.default_rng(config.seed)
+    chosen = draw_indices(config.data, splits.validation, 2 * pairs, f"pairs={pairs}", random)
     model = load_model(config, out, len(splits.classes), device)
     model.train()
     data_config = resolve_data_config({}, model=model)
-    images, targets = _draw_images(config, splits, data_config, 2 * pairs, device)
+    images, targets = load_images(config.data, splits.validation, chosen, data_config, device)
     columns = [
         *_sage_columns(model, images, targets, len(splits.classes), config, data_config),
         *_peer_columns(model, images, targets, len(splits.classes), config.seed, data_config),
@@ -56,21 +58,6 @@ def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device)
     path = out / "gallery.png"
     save_grid(columns, path)
     return path
-
-
-def _draw_images(
-    config: RunConfig, splits: Splits, data_config: dict[str, Any], count: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Draws images of the validation split; image i is to be mixed with image count - 1 - i."""
-    loader = make_loader(config.data, splits.validation, data_config, device, hflip=None)
-    dataset: Any = loader.dataset
-    if count > len(dataset):
-        raise ValueError(f"pairs={count // 2} takes {count} images, the split has {len(dataset)}")
-    chosen = np.random.default_rng(config.seed).choice(len(dataset), count, replace=False)
-    samples = [dataset[int(index)] for index in chosen]
-    images = torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in samples]).to(device)
-    targets = torch.tensor([target for _, target in samples], device=device)
-    return normalised(images, data_config["mean"], data_config["std"]), targets
 
 
 def _sage_columns(
@@ -82,18 +69,13 @@ def _sage_columns(
     data_config: dict[str, Any],
 ) -> list[Column]:
     mixing = config.mixing
-    pairs = len(images) // 2
-    other = torch.arange(2 * pairs - 1, pairs - 1, -1)
-    maps = saliency(model, images, mixup_target(targets, classes), SoftTargetCrossEntropy())
-    lam = mixing.lambda_max / 2
-    saliency0, saliency1 = lam * maps[:pairs], (1 - lam) * maps[other]
-    generator = torch.Generator().manual_seed(config.seed)
-    sage = Sage(**own_settings(mixing), generator=generator)
-    translations = sage.draw_translations(*images.shape[2:])
-    translation = best_translation(saliency0, saliency1, translations)
-    pair = (images[:pairs], images[other])
-    mixed, mask, _ = blend(*pair, saliency0, saliency1, translation)
-    return mix_columns(pair, (maps[:pairs], maps[other]), mask, mixed, data_config)
+    sage = mixing_alone(mixing, config.seed)
+    sage.attach(model, SoftTargetCrossEntropy())
+    maps = sage.maps(images, mixup_target(targets, classes))
+    lam = maps.new_full((len(maps),), mixing.lambda_max / 2)
+    own, other, translation = decide(maps, lam, sage.draw_translations(*images.shape[2:]))
+    mixed, mask, _ = blend(images, images.flip(0), own, other, translation)
+    return mix_columns(images, maps, mask, mixed, data_config, len(images) // 2)
 
 
 def _peer_columns(

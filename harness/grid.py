@@ -30,26 +30,32 @@ def pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]
 
 
 def mix_columns(
-    images: tuple[Tensor, Tensor],
-    maps: tuple[Tensor, Tensor],
+    images: Tensor,
+    maps: Tensor,
     mask: Tensor,
     mixed: Tensor,
     data_config: dict[str, Any],
+    rows: int,
 ) -> list[Column]:
     """Makes the columns of SAGE's mixes: both images, their saliency, the mask, and the mix.
 
     Args:
-        images: Images 0 and images 1, normalised, each ``[N, C, H, W]``.
-        maps: Their saliency, each ``[N, 1, H, W]``.
-        mask: The mixing masks ``[N, 1, H, W]``.
-        mixed: ``[N, C, H, W]``.
+        images: A batch, normalised ``[B, C, H, W]``; each is mixed with its reverse.
+        maps: Their saliency ``[B, 1, H, W]``.
+        mask: The mixing masks ``[B, 1, H, W]``.
+        mixed: ``[B, C, H, W]``.
         data_config: timm's, which holds mean and standard deviation.
+        rows: The number of mixes that are shown, the first ones.
     """
+
+    def both(values: Tensor) -> tuple[Tensor, Tensor]:
+        return values[:rows], values.flip(0)[:rows]
+
     return [
-        *(Column(f"image {i}", pictures(x, data_config)) for i, x in enumerate(images)),
-        *(Column(f"saliency {i}", _cells(s), "magma") for i, s in enumerate(maps)),
-        Column("mask of image 0", _cells(mask), "coolwarm_r", (0, 1)),
-        Column("SAGE", pictures(mixed, data_config)),
+        *(Column(f"image {i}", pictures(x, data_config)) for i, x in enumerate(both(images))),
+        *(Column(f"saliency {i}", _cells(s), "magma") for i, s in enumerate(both(maps))),
+        Column("mask of image 0", _cells(mask[:rows]), "coolwarm_r", (0, 1)),
+        Column("SAGE", pictures(mixed[:rows], data_config)),
     ]
 
 

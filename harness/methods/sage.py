@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, register
 from sage_timm import SageMixup
 from sage_timm.options import settings
-from sage_timm.sage import Sage
+from sage_timm.sage import Sage, arrange
 
 OWN_SETTINGS = (
     "lambda_max",
@@ -45,3 +45,14 @@ def mixing_alone(config: MethodConfig, seed: int = 0) -> Sage:
     """Makes SAGE to measure its mixes with: the update ratio concerns the step after the mix."""
     own = own_settings(replace(config, update_ratio=1.0))
     return Sage(**own, generator=torch.Generator().manual_seed(seed))
+
+
+def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Decides, as SAGE does, how to mix each image with its reverse in the batch.
+
+    Returns:
+        Both images' weighted maps ``[B, 1, H, W]``, and the best ``[B, 2]`` of the translations
+        ``[N, 2]``; of all, by FFT, if None.
+    """
+    partner = torch.arange(len(maps) - 1, -1, -1, device=maps.device)
+    return arrange(maps, partner, lam, translations)

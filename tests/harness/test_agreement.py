@@ -280,7 +280,7 @@ def test_bad_variants_are_refused(change, text):
     [
         (25, "pairs must be a multiple of batch_size=10, at least 20, got 25"),
         (10, "pairs must be a multiple of batch_size=10, at least 20, got 10"),
-        (210, "pairs=210 takes as many images, the split has 200"),
+        (210, "pairs=210 takes 210 images, the split has 200"),
     ],
 )
 def test_bad_numbers_of_pairs_are_refused_before_training(tmp_path, pairs, text):

@@ -85,7 +85,7 @@ def test_says_so_where_the_run_went_past_an_epoch_unmeasured(followed):
         ((4,), 20, r"measured must be epochs in \[1, 3\], got \(4,\)"),
         ((1,), 25, "images must be a multiple of batch_size=10, got 25"),
         ((1,), 0, "images must be a multiple of batch_size=10, got 0"),
-        ((1,), 200, "images=200 is more than the 100 training images"),
+        ((1,), 200, "images=200 takes 200 images, the split has 100"),
     ],
 )
 def test_bad_input_is_named(tmp_path, epochs, images, message):
@@ -99,15 +99,15 @@ def test_measures_agree_with_float64_formulas(followed, monkeypatch):
     out, lines = followed
     seen = {}
     monkeypatch.setattr(harness.dynamics, "save_grid", lambda *_: None)
-    real = harness.dynamics._fixed_images
+    real = harness.dynamics._load
 
     def keep(*args):
         seen["fixed"] = real(*args)
         return seen["fixed"]
 
-    monkeypatch.setattr(harness.dynamics, "_fixed_images", keep)
+    monkeypatch.setattr(harness.dynamics, "_load", keep)
     model = load_model(TINY, out, 100, CPU)
-    fixed = keep(TINY, model, IMAGES, CPU)
+    fixed = keep(TINY, model, harness.dynamics._draw(TINY, IMAGES), CPU)
     expected = {name: [] for name in MEASURES}
     for x, y, lam, objects in zip(*fixed[:4], strict=True):
         maps = maps_of(model, x, y)
