@@ -33,6 +33,14 @@ def read(out):
     return json.loads((out / "overhead.json").read_text())["benchmarks"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks_in_a_worker():
+    """Lets pytest-benchmark measure in a worker of pytest-xdist, where it would turn itself off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A command in which one method fails: Puzzle Mix cannot cut 9 pixels in two."""
