@@ -16,6 +16,7 @@ from harness.device import device_name
 from harness.markdown import markdown_table
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
+from harness.methods.sage import is_sage
 from harness.training_step import SaliencyClock, TrainingStep, make_clock
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
@@ -209,11 +210,6 @@ class _Asked:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Leaves pytest's dots out, which would stand in the middle of the bar."""
         return ("passed", "", "") if report.passed and report.when == "call" else None
-
-
-def is_sage(method: str) -> bool:
-    """Tells whether a method is SAGE, whole or with a part taken out."""
-    return method.split("-")[0] == "sage"
 
 
 def _benchmarks(path: Path) -> list[dict[str, Any]]:

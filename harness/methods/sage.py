@@ -23,6 +23,11 @@ OWN_SETTINGS = (
 """The settings that no other method reads."""
 
 
+def is_sage(method: str) -> bool:
+    """Tells whether a method is SAGE, whole or with a part taken out."""
+    return method.split("-")[0] == "sage"
+
+
 @register("sage")
 def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""

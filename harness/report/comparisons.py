@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from harness.methods.sage import is_sage
 from harness.report.cells import NO_VALUE, Cell, Table, make_table, seeds_text
 from harness.report.settings import MethodRuns, Setting
 from harness.report.statistics import Difference
@@ -78,7 +79,7 @@ def _shared(runs: MethodRuns, reference: MethodRuns, measure: Measure) -> set[in
 
 
 def _references(setting: Setting) -> list[MethodRuns]:
-    variants = [runs for runs in setting.trained() if runs.method.startswith("sage")]
+    variants = [runs for runs in setting.trained() if is_sage(runs.method)]
     names = (*REFERENCES, "sage") if len(variants) > 1 else REFERENCES
     found = (setting.find(name) for name in names)
     return [runs for runs in found if runs is not None]

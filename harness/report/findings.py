@@ -2,6 +2,7 @@
 
 from statistics import median
 
+from harness.methods.sage import is_sage
 from harness.report.episodes import (
     compared,
     draw_names,
@@ -26,7 +27,7 @@ def findings(setting: Setting) -> list[str]:
     if sage is None:
         return []
     others = [runs for runs in setting.trained() if runs is not sage]
-    variants = [runs for runs in others if runs.method.startswith("sage")]
+    variants = [runs for runs in others if is_sage(runs.method)]
     compared = [(sage, peer) for peer in others if peer not in variants]
     compared += [(variant, sage) for variant in variants]
     sentences = []

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from harness.config import RunConfig
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.methods.sage import OWN_SETTINGS
+from harness.methods.sage import OWN_SETTINGS, is_sage
 from harness.report.read import Line, Lines
 
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
@@ -135,15 +135,23 @@ def own_settings(method: str, mixing: dict[str, Any]) -> dict[str, Any]:
     """
     if method == "none" or not mixing:
         return {}
-    names = ("alpha", *OWN_SETTINGS) if method.startswith("sage") else ("alpha",)
+    names = ("alpha", *OWN_SETTINGS) if is_sage(method) else ("alpha",)
     return {name: mixing.get(name, getattr(MethodConfig, name)) for name in names}
 
 
 def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Names methods, and where one occurs with several settings, what departs from the defaults."""
+    """Names methods, and where one occurs with several settings, what departs from the defaults.
+
+    SAGE and its ablations count as one, since their settings are the same.
+    """
     found = []
     for method, own in methods:
-        differing = _differing([settings for name, settings in methods if name == method])
+        kin = [
+            settings
+            for name, settings in methods
+            if name == method or (is_sage(name) and is_sage(method))
+        ]
+        differing = _differing(kin)
         told = (n for n in differing if n in own and own[n] != getattr(MethodConfig, n, None))
         found.append(", ".join((method, *(f"{name} {own[name]}" for name in told))))
     return found

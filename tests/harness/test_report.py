@@ -287,11 +287,13 @@ def test_variants_are_compared_with_what_they_are_variants_of(tmp_path):
         for i, own in enumerate(settings)
         for seed in range(2)
     ]
+    results += [result("sage-eval-saliency", seed, 49.0, config=base) for seed in range(2)]
     found = top1(report(tmp_path, results=results), "Accuracy less sage, update_ratio 0.7's")
     assert found == {
         "sage": "-3.00 (-3.00 to -3.00)",
         "sage, update_ratio 0.7, search none": "-2.00 (-2.00 to -2.00)",
         "sage, alpha 0.2, update_ratio 0.7": "-1.00 (-1.00 to -1.00)",
+        "sage-eval-saliency, update_ratio 0.7": "-4.00 (-4.00 to -4.00)",
     }
 
 
