@@ -208,15 +208,7 @@ def _move(images: Tensor, share: Tensor, saliency: Tensor) -> Tensor:
     distance = torch.cdist(place, place).square() / max(1, patches - 1) ** 2
     kept = saliency.flatten(1)[:, :, None] * (share > 0).flatten(1)[:, None]
     cost = _TRANSPORT_COST * distance - kept
-    for _ in range(_SWAPS_A_PATCH * patches):
-        wanted = F.one_hot(cost.argmin(dim=2), patches**2).bool()
-        contested = torch.where(wanted, cost, torch.inf)
-        winners = F.one_hot(contested.argmin(dim=1), patches**2).bool().mT & wanted
-        lost = wanted & ~winners
-        if not lost.any():
-            break
-        cost = cost + lost
-    source = _settled(winners)
+    source = _sources(cost, _SWAPS_A_PATCH * patches)
     shape = (batch, channels, patches, height // patches, patches, width // patches)
     pieces = images.reshape(shape).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     moved = pieces.gather(1, source[:, :, None, None, None].expand_as(pieces))
@@ -224,7 +216,24 @@ def _move(images: Tensor, share: Tensor, saliency: Tensor) -> Tensor:
     return moved.reshape(images.shape)
 
 
-def _settled(winners: Tensor) -> Tensor:
-    """For each place the patch that moves there; a place that nobody took keeps its own."""
-    own = torch.arange(winners.shape[1], device=winners.device)
-    return torch.where(winners.any(dim=1), winners.int().argmax(dim=1), own)
+def _sources(cost: Tensor, rounds: int) -> Tensor:
+    """For each place the patch that moves there ``[B, N]``; where none does, the place's own.
+
+    Args:
+        cost: Of each patch at each place ``[B, N, N]``; it is changed.
+        rounds: The number of times that patches ask for places.
+    """
+    own = torch.arange(cost.shape[1], device=cost.device).expand(cost.shape[:2])
+    nobody = torch.full_like(own, cost.shape[1])
+    wanted = cost.argmin(dim=2)
+    for _ in range(rounds):
+        offer = cost.gather(2, wanted[..., None])[..., 0]
+        least = torch.full_like(offer, torch.inf).scatter_reduce(1, wanted, offer, "amin")
+        cheapest = torch.where(offer == least.gather(1, wanted), own, nobody)
+        winner = nobody.scatter_reduce(1, wanted, cheapest, "amin")
+        lost = (winner.gather(1, wanted) != own).nonzero(as_tuple=True)
+        if not len(lost[0]):
+            break
+        cost[(*lost, wanted[lost])] += 1
+        wanted[lost] = cost[lost].argmin(dim=1)
+    return torch.where(winner < nobody, winner, own)

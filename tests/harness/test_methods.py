@@ -331,6 +331,24 @@ class TestPuzzleMix:
         row, column = (int(v) for v in torch.where(moved[0, 0] == 5.0))
         assert abs(row - 1) + abs(column - 1) == 1
 
+    @pytest.mark.parametrize("levels", [3, 1000])
+    @pytest.mark.parametrize("rounds", [1, 2, 50])
+    def test_places_are_given_as_algorithm_1_says(self, levels, rounds):
+        """Patch by patch; few levels make ties, of which the first counts."""
+        cost = torch.randint(levels, (6, 9, 9), generator=torch.Generator().manual_seed(0)) / levels
+        found = puzzlemix._sources(cost.clone(), rounds)
+        for own, source in zip(cost.double().numpy(), found.tolist(), strict=True):
+            for _ in range(rounds):
+                wanted = [int(row.argmin()) for row in own]
+                takes = {}
+                for patch, place in enumerate(wanted):
+                    if place not in takes or own[patch, place] < own[takes[place], place]:
+                        takes[place] = patch
+                lost = [p for p, place in enumerate(wanted) if takes[place] != p]
+                for patch in lost:
+                    own[patch, wanted[patch]] += 1
+            assert source == [takes.get(place, place) for place in range(9)]
+
     def test_leaves_the_network_in_training(self, model, images):
         before = {k: v.clone() for k, v in model.state_dict().items()}
         make("puzzlemix", model)(*images)
