@@ -28,7 +28,8 @@ class SageMixup(Mixup):
 
     Args:
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0. On 500
-            images of CIFAR-10, 0.2 was less accurate and worse calibrated than 1.
+            images of CIFAR-10 with ``lambda_max=1``, 0.2 was less accurate and worse calibrated
+            than 1.
         cutmix_alpha: As in timm.
         cutmix_minmax: As in timm.
         prob: As in timm.
@@ -46,8 +47,8 @@ class SageMixup(Mixup):
             one image alone: on 500 images of CIFAR-10, 1 was as accurate as 0.5 and worse
             calibrated (``docs/results.md``).
         update_ratio: rho, the share of the mixed loss in the step, in (0, 1]; 0.5 to 0.7 in the
-            paper. On 500 images of CIFAR-10, 0.7 was worse calibrated than 1, and 0.5 less
-            accurate, too.
+            paper. On 500 images of CIFAR-10 with ``lambda_max=1``, 0.7 was worse calibrated than
+            1, and 0.5 less accurate, too.
         saliency_size: Pixels of the shorter side to which images are shrunk for their saliency,
             which costs in proportion to their area; the images as they are if None. The model has
             to take that size. Needs ``update_ratio=1``.
