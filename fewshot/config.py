@@ -9,7 +9,7 @@ import fewshot.backbones  # noqa: F401  (registers the networks with timm)
 from fewshot.data import NAMES, open_split
 from fewshot.episodes import EpisodeConfig
 from fewshot.tasks import TaskConfig
-from harness.config import RunConfig
+from harness.config import BatchNorm, RunConfig
 from harness.data import DATASETS, DataConfig, Source
 
 PREFIX = "fewshot/"
@@ -26,6 +26,8 @@ _MIRRORED = 0.5
 class FewShotConfig(RunConfig):
     """All that decides one run's backbone, but for the machine."""
 
+    batch_norm: BatchNorm = "running"
+    """Adaptation to a task's support uses the statistics of training."""
     learner: LearnerName = "classifier"
     tasks: TaskConfig = field(default_factory=TaskConfig)
     """What all learners but the classifier learn from."""

@@ -14,6 +14,7 @@ from harness.methods.base import MethodConfig, needs
 
 MOST_EPOCHS = 100_000
 Amp = Literal["none", "bfloat16", "float16"]
+BatchNorm = Literal["clean", "running"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class RunConfig:
     amp: Amp = "none"
     compile: bool = False
     devices: int = 1
+    batch_norm: BatchNorm = "clean"
+    measured_epochs: int = 10
 
     PARTS: ClassVar[dict[str, type]] = {
         "data": DataConfig,
         "schedule": ScheduleConfig,
         "mixing": MethodConfig,
     }
+    BEFORE: ClassVar[dict[str, Any]] = {"batch_norm": "running"}
+    """What runs were trained with before there was a setting, where that is not its default."""
     PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download")
     """Settings of the data that say where they are, not what they are."""
 
@@ -65,6 +70,8 @@ class RunConfig:
             needs(REQUIRES[self.method], self.method)
         if not 0 < self.schedule.epochs < MOST_EPOCHS:
             raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.schedule.epochs}")
+        if self.measured_epochs < 1:
+            raise ValueError(f"measured_epochs must be at least 1, got {self.measured_epochs}")
         each, rest = divmod(self.data.batch_size, self.devices)
         if each < 2 or each % 2 or rest:
             raise ValueError(

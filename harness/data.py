@@ -5,11 +5,11 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset, create_loader, create_transform
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import v2
 
@@ -18,6 +18,7 @@ from harness.glyphs import CLASSES, Glyphs
 
 _GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
 _IMAGES_IN_FINGERPRINT = 16  # of a split
+_PADDING = 8  # a crop may reach an eighth of the side beyond the image
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,20 @@ class DataConfig:
     """Train on so many images, the same number of each class, drawn with the run's seed."""
     image_size: int = 32
     """Height and width in pixels."""
-    train_crop_mode: str = "pad"
-    """pad: resize, then a random crop from the image padded by an eighth (CIFAR's usual); or one of
-    timm's: rrc, rkrc, rkrr."""
+    crop_mode: Literal["squash", "center", "border"] = "squash"
+    """How an image that is not square becomes square, as in timm: squash resizes both sides and
+    shows all of it, center cuts the ends of the longer side off, border pads the shorter side.
+    Training starts from the same square with train_crop_mode=pad."""
+    crop_pct: float = 1.0
+    """Share of the resized image's side that the square takes, as in timm: 0.875 resizes to 256 for
+    a square of 224."""
+    train_crop_mode: Literal["pad", "rrc", "rkrc", "rkrr"] = "pad"
+    """pad: a random crop from the square padded by an eighth (CIFAR's usual); or one of timm's
+    random crops of the whole image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """rrc: smallest and largest share of the area that a crop takes, as in timm."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """rrc: smallest and largest width over height of a crop, as in timm."""
     batch_size: int = 100
     """Images in a batch, of all devices together."""
     workers: int = 0
@@ -199,7 +211,7 @@ def make_loader(
     In training each device gets its part of the batch; evaluation is for one device.
     """
     training = hflip is not None
-    crop = config.train_crop_mode
+    square = _square(config, model_config)
     if training and config.on_device:
         if isinstance(dataset, IterableDataset):
             raise ValueError(
@@ -207,7 +219,8 @@ def make_loader(
             )
         return device_loader(
             dataset,
-            size=config.image_size,
+            square,
+            padding=config.image_size // _PADDING,
             batch_size=config.batch_size // devices,
             mean=model_config["mean"],
             std=model_config["std"],
@@ -221,29 +234,46 @@ def make_loader(
         input_size=(3, config.image_size, config.image_size),
         batch_size=config.batch_size // devices if training else 4 * config.batch_size,
         is_training=training,
-        train_crop_mode=crop if training and crop != "pad" else None,
+        train_crop_mode=None if config.train_crop_mode == "pad" else config.train_crop_mode,
+        scale=config.scale,
+        ratio=config.ratio,
         hflip=hflip or 0.0,
         color_jitter=0.0,
         interpolation=model_config["interpolation"],
         mean=model_config["mean"],
         std=model_config["std"],
-        crop_pct=1.0,
         num_workers=config.workers,
         distributed=training and devices > 1,
         persistent_workers=False,  # fresh workers take their seeds from the epoch's
         device=device,
     )
-    if training and crop == "pad":
+    if not training:
+        loader.dataset.transform = v2.Compose([square, v2.PILToTensor()])
+    elif config.train_crop_mode == "pad":
         size = config.image_size
         loader.dataset.transform = v2.Compose(
             [
-                v2.Resize((size, size)),
-                v2.RandomCrop(size, padding=size // 8),
+                square,
+                v2.RandomCrop(size, padding=size // _PADDING),
                 v2.RandomHorizontalFlip(hflip),
                 v2.PILToTensor(),
             ]
         )
     return loader
+
+
+def _square(config: DataConfig, model_config: dict[str, Any]) -> Any:
+    """Makes timm's evaluation geometry: from a PIL image of any size to a square one."""
+    transform = create_transform(
+        config.image_size,
+        interpolation=model_config["interpolation"],
+        mean=model_config["mean"],  # the colour of crop_mode="border"
+        crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,
+        use_prefetcher=True,  # ends with a byte tensor, and normalises nothing
+    )
+    *geometry, _to_tensor = transform.transforms
+    return v2.Compose(geometry)
 
 
 def _open(config: DataConfig, split: str, seed: int, training: bool) -> Any:

@@ -78,8 +78,9 @@ def crop(images: Tensor, corners: Tensor, flips: Tensor, size: Sequence[int]) ->
 
 def device_loader(
     dataset: Any,
+    square: Any,
     *,
-    size: int,
+    padding: int,
     batch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -92,7 +93,8 @@ def device_loader(
 
     Args:
         dataset: Pairs of a PIL image and a class index; its transform is set.
-        size: Height and width that the images are resized to; they are padded by an eighth.
+        square: Makes a PIL image of any size a square one.
+        padding: See :class:`DeviceImages`.
         batch_size: Of this process; what is left over of an epoch is dropped.
         mean: See :class:`DeviceImages`.
         std: Likewise.
@@ -101,11 +103,11 @@ def device_loader(
         device: Where the images are kept.
         distributed: Whether each process takes a part of an epoch of its own.
     """
-    dataset.transform = v2.Compose([v2.Resize((size, size)), v2.PILToTensor()])
+    dataset.transform = v2.Compose([square, v2.PILToTensor()])
     decoded = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=workers)
     parts = list(tqdm(decoded, desc="decoding", leave=False, disable=None))
     pixels, targets = (torch.cat(part).to(device) for part in zip(*parts, strict=True))
-    kept = DeviceImages(pixels, targets, mean, std, size // 8, hflip)
+    kept = DeviceImages(pixels, targets, mean, std, padding, hflip)
     return DataLoader(
         kept,
         batch_size,

@@ -1,7 +1,7 @@
 """Trains one network with one method and one seed: the loop that every result comes from."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,9 @@ from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, distribute_bn, random_seed, reduce_tensor
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RunConfig, ScheduleConfig
@@ -25,7 +27,6 @@ from harness.models import create_network
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
 _RANK_APART = 1_000_003  # between the random states of two processes
-_EPOCHS_MEASURED = 10  # the paper reports the median accuracy of the last ten epochs
 _OF_TRAINING = ("train_loss", "step_ms", "seconds")  # of an epoch; its other figures are measured
 
 
@@ -83,7 +84,7 @@ def train(
         run.load_state(state)
     epochs = config.schedule.epochs
     for epoch in range(len(run.history), epochs):
-        run.epoch(epoch, measured=validation.best or epoch >= epochs - _EPOCHS_MEASURED)
+        run.epoch(epoch, measured=validation.best or epoch >= epochs - config.measured_epochs)
         if rank == 0:
             if after_epoch is not None:
                 with run.autocast():
@@ -177,13 +178,42 @@ class _Run:
         }
         if self.config.devices > 1:
             distribute_bn(self.model, self.config.devices, reduce=True)
-        if measured and self.rank == 0:
-            with self.autocast():
-                line |= self.validation.measure(self.model, self.validation_loader)
+        if measured:
+            line |= self._measured(last=epoch == self.config.schedule.epochs - 1)
         self.history.append(line)
         if self.validation.best and _best_epoch(self.history) == epoch:
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = {"best": weights}
+
+    def _measured(self, last: bool) -> dict[str, float]:
+        """Measures the network; after its last epoch it keeps clean statistics of batch norm."""
+        if self.config.batch_norm == "running" or not has_batch_norm(self.model):
+            return self._figures_now()
+        figures = {"top1_running": self._figures_now()["top1"]} if last and self.rank == 0 else {}
+        running = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with self.autocast():
+            update_bn(self._clean_images(), self.model)
+        if self.config.devices > 1:
+            distribute_bn(self.model, self.config.devices, reduce=True)
+        figures |= self._figures_now()
+        if not last and not self.validation.best:
+            for buffer, value in running:
+                buffer.copy_(value)
+        return figures
+
+    def _figures_now(self) -> dict[str, float]:
+        """Measures the network as it is; only the first process does."""
+        if self.rank != 0:
+            return {}
+        with self.autocast():
+            return self.validation.measure(self.model, self.validation_loader)
+
+    def _clean_images(self) -> Iterator[Tensor]:
+        """Gives the training images of an epoch, not mixed, laid out as the network takes them."""
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        loader = tqdm(self.learner.loader, desc="batch norm", leave=False, disable=None)
+        for images, _targets in loader:
+            yield images.contiguous(memory_format=layout)
 
     def autocast(self) -> torch.autocast:
         """Makes a context in which the run's type is computed in."""
@@ -222,7 +252,9 @@ class _Run:
         if self.validation.best:
             best = _best_epoch(self.history)
             return measured[best] | {"best_epoch": best + 1}
-        medians = {name: median(line[name] for line in measured) for name in measured[-1]}
+        medians = {
+            name: median(line[name] for line in measured if name in line) for name in measured[-1]
+        }
         return medians | {f"{name}_last": figure for name, figure in measured[-1].items()}
 
     def state(self) -> dict[str, Any]:
@@ -254,6 +286,11 @@ def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Op
         weight_decay=schedule.weight_decay,
     )
     return optimizer
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Tells whether a network keeps statistics of its batches."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 def average_gradients(model: nn.Module, devices: int) -> None:

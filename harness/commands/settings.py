@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import tyro
 from timm.utils.distributed import is_distributed_env, world_info_from_env
 
-from harness.config import Amp, RunConfig, ScheduleConfig
+from harness.config import Amp, BatchNorm, RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
 from harness.presets import PRESETS
@@ -36,6 +36,12 @@ class Settings:
     """Compute in this type where torch's autocast deems it safe."""
     compile: bool = False
     """Compile the network's forward and backward pass with torch.compile."""
+    batch_norm: BatchNorm = "clean"
+    """Statistics that batch norm is measured with: clean takes them anew from the training images
+    without mixing, running takes those of the mixed batches in training."""
+    measured_epochs: int = 10
+    """Measure the network after each of so many last epochs; a run's figures are their medians (the
+    paper: 10)."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ...; under torchrun, each process takes a device of this
     kind."""
@@ -55,6 +61,8 @@ class Settings:
             amp=self.amp,
             compile=self.compile,
             devices=devices,
+            batch_norm=self.batch_norm,
+            measured_epochs=self.measured_epochs,
         )
 
 

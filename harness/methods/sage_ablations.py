@@ -1,13 +1,18 @@
-"""SAGE with one of its parts taken out (Ma et al., BMVC 2022, the components of Sec. 3)."""
+"""SAGE with one of its parts taken out (Ma et al., BMVC 2022, the components of Sec. 3).
+
+The last three are controls: their maps know nothing of the image that they stand for, so that what
+SAGE has over them is what its saliency is worth.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from harness.methods import sage
 from harness.methods.base import MethodConfig, evaluation_mode, register
-from sage_timm import SageMixup
+from sage_timm import SageMixup, saliency_from_gradient
 
 _ONE_TRANSLATION = 1e-12  # a share so small that one translation is drawn, and nothing is searched
 
@@ -41,3 +46,53 @@ def build_eval_saliency(
             return mixup_fn(images, targets)
 
     return mix
+
+
+@register("sage-other-maps")
+def build_other_maps(
+    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
+) -> SageMixup:
+    """Makes SAGE that gives each image the saliency of another one of its batch."""
+    mixup_fn = sage.build(config, model, loss_fn, classes)
+    own_maps = mixup_fn._sage.maps
+
+    def other_maps(images: Tensor, targets: Tensor) -> Tensor:
+        shift = int(torch.randint(1, max(2, len(images)), ()))
+        return own_maps(images, targets).roll(shift, dims=0)
+
+    mixup_fn._sage.maps = other_maps  # type: ignore[method-assign]
+    return mixup_fn
+
+
+@register("sage-noise-maps")
+def build_noise_maps(
+    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
+) -> SageMixup:
+    """Makes SAGE whose maps are made of white noise in the place of a gradient."""
+    mixup_fn = sage.build(config, model, loss_fn, classes)
+
+    def noise_maps(images: Tensor, _targets: Tensor) -> Tensor:
+        return saliency_from_gradient(torch.randn_like(images, dtype=torch.float32))
+
+    mixup_fn._sage.maps = noise_maps  # type: ignore[method-assign]
+    return mixup_fn
+
+
+@register("sage-centre-map")
+def build_centre_map(
+    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
+) -> SageMixup:
+    """Makes SAGE whose map is a Gaussian in the middle of every image, a quarter of a side wide."""
+    mixup_fn = sage.build(config, model, loss_fn, classes)
+
+    def centre_maps(images: Tensor, _targets: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        rows, columns = (
+            torch.exp(-2 * torch.linspace(1 / size - 1, 1 - 1 / size, size).square())
+            for size in (height, width)
+        )
+        one = rows[:, None] * columns
+        return (one / one.sum()).to(images.device).expand(len(images), 1, height, width)
+
+    mixup_fn._sage.maps = centre_maps  # type: ignore[method-assign]
+    return mixup_fn

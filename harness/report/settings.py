@@ -178,7 +178,8 @@ def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
 def _whole(config: dict[str, Any]) -> dict[str, Any]:
     """A line's settings less method and seed; those younger than the line have their defaults."""
     told = {name: value for name, value in config.items() if name not in ("method", "seed")}
-    whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING} | told
+    whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
+    whole |= RunConfig.BEFORE | told
     for name, part in RunConfig.PARTS.items():
         defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
         whole[name] = defaults | told.get(name, {})
