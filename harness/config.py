@@ -5,13 +5,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-import timm
-
-import harness.models  # noqa: F401  (registers the networks with timm)
-from harness.data import DataConfig, fingerprint
-from harness.methods import METHODS, REQUIRES
-from harness.methods.base import MethodConfig, needs
-
 MOST_EPOCHS = 100_000
 Amp = Literal["none", "bfloat16", "float16"]
 BatchNorm = Literal["clean", "running"]
@@ -33,6 +26,90 @@ class ScheduleConfig:
     """timm's scheduler."""
     decay_milestones: tuple[int, ...] = (100, 200)
     """multistep: epochs at which the learning rate falls to a tenth."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train and to measure on."""
+
+    dataset: str = "glyphs"
+    """glyphs (embedded), or what timm calls it: torch/cifar10, torch/cifar100, folder, hfds/..."""
+    data_dir: str | None = None
+    """Where the data set is, or is downloaded to (not for glyphs)."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "validation"
+    """Split to measure on."""
+    dataset_download: bool = False
+    """Let timm download the data set, where it can."""
+    num_classes: int | None = None
+    """The number of classes: of the glyphs, so many are taken, else all 100; of other data sets,
+    only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
+    train_size: int | None = None
+    """Train on so many images, the same number of each class, drawn with the run's seed."""
+    image_size: int = 32
+    """Height and width in pixels."""
+    crop_mode: Literal["squash", "center", "border"] = "squash"
+    """How an image that is not square becomes square, as in timm: squash resizes both sides and
+    shows all of it, center cuts the ends of the longer side off, border pads the shorter side.
+    Training starts from the same square with train_crop_mode=pad."""
+    crop_pct: float = 1.0
+    """Share of the resized image's side that the square takes, as in timm: 0.875 resizes to 256 for
+    a square of 224."""
+    train_crop_mode: Literal["pad", "rrc", "rkrc", "rkrr"] = "pad"
+    """pad: a random crop from the square padded by an eighth (CIFAR's usual); or one of timm's
+    random crops of the whole image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """rrc: smallest and largest share of the area that a crop takes, as in timm."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """rrc: smallest and largest width over height of a crop, as in timm."""
+    batch_size: int = 100
+    """Images in a batch, of all devices together."""
+    workers: int = 0
+    """Processes that load data."""
+    on_device: bool = False
+    """Decode all images once and keep them on the device, which crops and flips them in batches:
+    for a data set that fits into its memory."""
+
+    def __post_init__(self) -> None:
+        """Checks what cannot go together.
+
+        Raises:
+            ValueError: If images that are kept on the device are to be cropped by timm.
+        """
+        if self.on_device and self.train_crop_mode != "pad":
+            raise ValueError(
+                f"on_device=True needs train_crop_mode='pad', got {self.train_crop_mode!r}"
+            )
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of the mixing methods; each method reads those that concern it."""
+
+    alpha: float | None = None
+    """Parameter of the Beta distribution; the paper's of each method if None: 2 for manifold, else
+    1."""
+    label_smoothing: float = 0.0
+    """Label smoothing, the same for every method."""
+    lambda_max: float = 0.5
+    """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
+    update_ratio: float = 1.0
+    """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""
+    saliency_size: int | None = None
+    """sage: pixels of the shorter side to which images are shrunk for their saliency."""
+    saliency_dtype: Literal["float16", "bfloat16"] | None = None
+    """sage: the type in which autocast computes the saliency; as the step does if None."""
+    saliency_fraction: float = 1.0
+    """sage: the share of each batch that it mixes; the rest gets plain mixup."""
+    search: Literal["all", "random", "none"] = "all"
+    """sage: which translations to choose from."""
+    search_fraction: float = 0.01
+    """sage: the share of all translations that search=random looks at."""
+
+    def alpha_or(self, default: float) -> float:
+        """Returns alpha, or the method's own default where none is set."""
+        return default if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)
@@ -64,6 +141,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
+        # Not at the top: these import torch, for which --help would have to wait.
+        import timm
+
+        import harness.models  # noqa: F401  (registers the networks with timm)
+        from harness.methods import METHODS, REQUIRES
+        from harness.methods.base import needs
+
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method in REQUIRES:
@@ -92,6 +176,8 @@ class RunConfig:
         Raises:
             ValueError: If the data set cannot be opened.
         """
+        from harness.data import fingerprint
+
         settings = asdict(self)
         for name in self.PLACE:
             del settings["data"][name]

@@ -5,7 +5,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,67 +13,13 @@ from timm.data import create_dataset, create_loader, create_transform
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import v2
 
+from harness.config import DataConfig
 from harness.device_images import device_loader
 from harness.glyphs import CLASSES, Glyphs
 
 _GLYPHS_TRAIN, _GLYPHS_VALIDATION = 10_000, 2_000
 _IMAGES_IN_FINGERPRINT = 16  # of a split
 _PADDING = 8  # a crop may reach an eighth of the side beyond the image
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images to train and to measure on."""
-
-    dataset: str = "glyphs"
-    """glyphs (embedded), or what timm calls it: torch/cifar10, torch/cifar100, folder, hfds/..."""
-    data_dir: str | None = None
-    """Where the data set is, or is downloaded to (not for glyphs)."""
-    train_split: str = "train"
-    """Split to train on."""
-    val_split: str = "validation"
-    """Split to measure on."""
-    dataset_download: bool = False
-    """Let timm download the data set, where it can."""
-    num_classes: int | None = None
-    """The number of classes: of the glyphs, so many are taken, else all 100; of other data sets,
-    only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
-    train_size: int | None = None
-    """Train on so many images, the same number of each class, drawn with the run's seed."""
-    image_size: int = 32
-    """Height and width in pixels."""
-    crop_mode: Literal["squash", "center", "border"] = "squash"
-    """How an image that is not square becomes square, as in timm: squash resizes both sides and
-    shows all of it, center cuts the ends of the longer side off, border pads the shorter side.
-    Training starts from the same square with train_crop_mode=pad."""
-    crop_pct: float = 1.0
-    """Share of the resized image's side that the square takes, as in timm: 0.875 resizes to 256 for
-    a square of 224."""
-    train_crop_mode: Literal["pad", "rrc", "rkrc", "rkrr"] = "pad"
-    """pad: a random crop from the square padded by an eighth (CIFAR's usual); or one of timm's
-    random crops of the whole image."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """rrc: smallest and largest share of the area that a crop takes, as in timm."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """rrc: smallest and largest width over height of a crop, as in timm."""
-    batch_size: int = 100
-    """Images in a batch, of all devices together."""
-    workers: int = 0
-    """Processes that load data."""
-    on_device: bool = False
-    """Decode all images once and keep them on the device, which crops and flips them in batches:
-    for a data set that fits into its memory."""
-
-    def __post_init__(self) -> None:
-        """Checks what cannot go together.
-
-        Raises:
-            ValueError: If images that are kept on the device are to be cropped by timm.
-        """
-        if self.on_device and self.train_crop_mode != "pad":
-            raise ValueError(
-                f"on_device=True needs train_crop_mode='pad', got {self.train_crop_mode!r}"
-            )
 
 
 class Source(NamedTuple):

@@ -3,43 +3,15 @@
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.config import MethodConfig
+
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images ``[B, C, H, W]`` and class indices ``[B]`` to mixed images and targets ``[B, K]``."""
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """Settings of the mixing methods; each method reads those that concern it."""
-
-    alpha: float | None = None
-    """Parameter of the Beta distribution; the paper's of each method if None: 2 for manifold, else
-    1."""
-    label_smoothing: float = 0.0
-    """Label smoothing, the same for every method."""
-    lambda_max: float = 0.5
-    """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
-    update_ratio: float = 1.0
-    """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""
-    saliency_size: int | None = None
-    """sage: pixels of the shorter side to which images are shrunk for their saliency."""
-    saliency_dtype: Literal["float16", "bfloat16"] | None = None
-    """sage: the type in which autocast computes the saliency; as the step does if None."""
-    saliency_fraction: float = 1.0
-    """sage: the share of each batch that it mixes; the rest gets plain mixup."""
-    search: Literal["all", "random", "none"] = "all"
-    """sage: which translations to choose from."""
-    search_fraction: float = 0.01
-    """sage: the share of all translations that search=random looks at."""
-
-    def alpha_or(self, default: float) -> float:
-        """Returns alpha, or the method's own default where none is set."""
-        return default if self.alpha is None else self.alpha
 
 
 Build = Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]
