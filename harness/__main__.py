@@ -7,6 +7,7 @@ import tyro
 from tyro.conf import subcommand
 
 from harness.commands.agreement import Agreement
+from harness.commands.check import Check
 from harness.commands.dynamics import Dynamics
 from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
@@ -21,7 +22,8 @@ def main() -> None:
     """Runs one command; bad input ends with one line and exit code 2."""
     try:
         command = tyro.cli(
-            Annotated[Train, subcommand("train", default=preset_of(Train))]
+            Annotated[Check, subcommand("check")]
+            | Annotated[Train, subcommand("train", default=preset_of(Train))]
             | Annotated[Robustness, subcommand("robustness")]
             | Annotated[Overhead, subcommand("overhead")]
             | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]

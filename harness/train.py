@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RunConfig, ScheduleConfig
 from harness.data import load_splits, make_loader
-from harness.device import device_name, timed
+from harness.device import autocast, device_name, timed
 from harness.learner import BuildLearner, Classifier
 from harness.measure import measure
 from harness.models import create_network
@@ -116,7 +116,10 @@ class _Run:
         self.validation = validation
         self.splits = load_splits(config.data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
-        model = create_network(config.model, len(self.splits.classes), config.data.image_size)
+        data = config.data
+        model = create_network(
+            config.model, len(self.splits.classes), data.image_size, data.in_chans
+        )
         self.model = model.to(device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -217,9 +220,7 @@ class _Run:
 
     def autocast(self) -> torch.autocast:
         """Makes a context in which the run's type is computed in."""
-        kind = self.config.amp
-        dtype = None if kind == "none" else getattr(torch, kind)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.config.amp, self.device)
 
     def result(self) -> dict[str, Any]:
         config = self.config
@@ -313,7 +314,8 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     state = load_checkpoint(path, device)
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
-    model = create_network(config.model, classes, config.data.image_size).to(device)
+    data = config.data
+    model = create_network(config.model, classes, data.image_size, data.in_chans).to(device)
     model.load_state_dict(state.get("best", state["model"]))
     return model
 
