@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from fewshot.adaptation import AdaptationEpisodes, correct_after_adaptation
 from fewshot.classifiers import CLASSIFIERS
 from fewshot.config import ADAPTING, FewShotConfig
-from fewshot.data import ClassSplit
 from fewshot.embed import embed
-from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
+from fewshot.episodes import EpisodeConfig, Episodes, check_counts, draw_episodes
 from fewshot.evaluate import NORMALIZATIONS, accuracy, correct_queries, normalized
-from fewshot.tasks import TaskBatches, targets_of
-from harness.data import fingerprint, load_splits, make_loader
+from fewshot.tasks import TaskBatches
+from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
 from harness.episode_counts import pack
 from harness.results import append_result, read_results
@@ -134,12 +133,20 @@ def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
             they have other ways than the network has outputs.
     """
     _check_ways(config, evaluation)
+    splits = load_splits(config.data, config.seed)
+    novel = load_splits(config.novel, config.seed).validation
     if config.learner != "classifier":
-        TaskBatches(targets_of(load_splits(config.data, config.seed).train), config.tasks)
-    validation, novel = _targets(config, "validation"), _targets(config, "test")
-    draw_episodes(validation, config.validation)
+        TaskBatches(targets_of(splits.train), config.tasks)
+    place = f"split {{}} of {config.data.data_dir}"
+    check_counts(
+        splits.validation.targets,
+        config.validation,
+        splits.validation.classes,
+        place.format("validation"),
+    )
     for setting in evaluation.settings():
-        _draw(novel, setting)
+        check_counts(novel.targets, setting, novel.classes, place.format("test"))
+        _draw(tuple(novel.targets), setting)
 
 
 def evaluate(
@@ -249,12 +256,6 @@ def _check_ways(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
 
 def _key(line: dict[str, Any]) -> str:
     return repr([line[name] for name in _IDENTITY])
-
-
-def _targets(config: FewShotConfig, split: str) -> tuple[int, ...]:
-    source = load_splits(config.novel if split == "test" else config.data, config.seed)
-    validation: ClassSplit = source.validation
-    return tuple(validation.targets)
 
 
 @lru_cache(maxsize=8)

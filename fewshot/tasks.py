@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
-from harness.data import Subset
 
 _SEEDS = 2**31
 
@@ -122,10 +121,3 @@ def in_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
         worker_init_fn=images.worker_init_fn,
     )
     return other
-
-
-def targets_of(dataset: Any) -> list[int]:
-    """The class of each image of a split, or of a part of one, without loading an image."""
-    if isinstance(dataset, Subset):
-        return [dataset.dataset.targets[index] for index in dataset.indices]
-    return list(dataset.targets)

@@ -88,12 +88,10 @@ def check_folder(root: Path, train_split: str, val_split: str, mode: str) -> Che
         )
     for folder in (train, validation):
         found = headers(folder)
-        _check_modes(folder, found)
+        check_modes(folder, found)
         notes += oddities(folder, found)
-    reader = functools.partial(read_image, mode=mode)
-    _in_threads(lambda file: reader(file) and None, validation.files, "reading validation images")
-    for note in notes:
-        tqdm.write(f"{root}: {note}", file=sys.stderr)
+    check_readable(validation, mode)
+    say(root, notes)
     return CheckedFolder(train, validation, notes)
 
 
@@ -135,6 +133,10 @@ def oddities(folder: ImageFolder, found: Sequence[Header | None]) -> list[str]:
     if broken:
         paths = [file.relative_to(folder.path) for file in broken]
         notes.append(f"{len(broken)} images of {name!r} cannot be opened: {listed(paths)}")
+    twins = copies(folder)
+    if twins:
+        paths = [file.relative_to(folder.path) for file in twins]
+        notes.append(f"{len(paths)} images of {name!r} are copies of others: {listed(paths)}")
     turned = sum(header.turned for header in found if header)
     if turned:
         notes.append(
@@ -158,14 +160,25 @@ def same_images(one: ImageFolder, other: ImageFolder) -> list[Path]:
         if twin is not None and twin.resolve() == file.resolve():
             raise ValueError(f"{file} is {twin}: an image must not be in both splits")
     firsts, seconds = one.files, other.files
-    for key in (_bytes, _beginning, _whole):
-        keys = [_in_threads(key, files, "comparing the splits") for files in (firsts, seconds)]
+    for key in _KEYS:
+        keys = [_in_threads(key, files, "comparing images") for files in (firsts, seconds)]
         common = set(keys[0]) & set(keys[1])
         firsts, seconds = (
-            [file for file, key_ in zip(files, keys_, strict=True) if key_ in common]
-            for files, keys_ in zip((firsts, seconds), keys, strict=True)
+            [file for file, of_file in zip(files, of_files, strict=True) if of_file in common]
+            for files, of_files in zip((firsts, seconds), keys, strict=True)
         )
     return seconds
+
+
+def copies(folder: ImageFolder) -> list[Path]:
+    """Returns the files of a split whose bytes an earlier file of it has, too."""
+    files = folder.files
+    for key in _KEYS:
+        keys = _in_threads(key, files, "comparing images")
+        counts = Counter(keys)
+        files = [file for file, of_file in zip(files, keys, strict=True) if counts[of_file] > 1]
+    first: dict[bytes, Path] = {}
+    return [file for file in files if first.setdefault(_whole(file), file) != file]
 
 
 @functools.cache
@@ -206,6 +219,10 @@ def _whole(file: Path) -> bytes:
     return hashlib.sha256(file.read_bytes()).digest()
 
 
+_KEYS: tuple[Callable[[Path], Any], ...] = (_bytes, _beginning, _whole)
+"""What files are compared by, the cheapest first."""
+
+
 def _check_classes(train: ImageFolder, validation: ImageFolder) -> None:
     for one, other in ((train, validation), (validation, train)):
         missing = [name for name in one.classes if name not in other.classes]
@@ -216,7 +233,31 @@ def _check_classes(train: ImageFolder, validation: ImageFolder) -> None:
             )
 
 
-def _check_modes(folder: ImageFolder, found: Sequence[Header | None]) -> None:
+def say(root: Path, notes: Iterable[str]) -> None:
+    """Prints what is odd about a data set, between progress bars."""
+    for note in notes:
+        tqdm.write(f"{root}: {note}", file=sys.stderr)
+
+
+def check_readable(folder: ImageFolder, mode: str) -> None:
+    """Reads all images of a split once.
+
+    Raises:
+        ValueError: If one cannot be read, naming it.
+    """
+
+    def read(file: Path) -> None:
+        read_image(file, mode)
+
+    _in_threads(read, folder.files, f"reading {folder.path.name}")
+
+
+def check_modes(folder: ImageFolder, found: Sequence[Header | None]) -> None:
+    """Checks that the range of all images' pixels is known.
+
+    Raises:
+        ValueError: If it is not, naming the image.
+    """
     for file, header in zip(folder.files, found, strict=False):
         if header and (header.mode == "F" or (header.mode == "I" and header.format != "PNG")):
             raise ValueError(

@@ -146,6 +146,11 @@ def _splits(
 ) -> Splits:
     targets = targets_of(train)
     classes = _classes(train, targets)
+    if len(classes) < 2:
+        raise ValueError(
+            f"dataset={config.dataset!r} in data_dir={config.data_dir!r} has one class to train "
+            f"on, {classes[0]!r}: it takes two or more"
+        )
     if config.train_size:
         indices = balanced_indices(targets, config.train_size, seed, classes)
         train = Subset(train, indices)

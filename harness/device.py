@@ -15,7 +15,7 @@ def device_name(device: torch.device) -> str:
 
 
 def autocast(amp: str, device: torch.device) -> torch.autocast:
-    """Makes a context that computes in a type where it is safe; in none if ``amp`` is ``"none"``."""
+    """Makes a context that computes in a type where that is safe; ``"none"`` changes nothing."""
     dtype = None if amp == "none" else getattr(torch, amp)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 

@@ -77,7 +77,7 @@ def find_split(root: Path, name: str, others: Sequence[str] = ()) -> Path:
             f"{root} has no folder {name!r}, but more than one that may stand for it: {there}. "
             "Name the one to take"
         )
-    tried = " or ".join([name, *others])
+    tried = " or ".join(dict.fromkeys([name, *others]))
     raise ValueError(
         f"{root} has no folder {tried} for the split {name!r}: it has {there}. Put a split's "
         "classes into a folder of its own, or name the folder to take"

@@ -1,5 +1,6 @@
 """One picture that shows what each method does to pairs of images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from harness.train import load_model
 from sage_timm import blend
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
-_PEERS_DRAWN = ("mixup", "cutmix", "saliencymix", "puzzlemix")
 _TRIES = 20  # a method that mixes half of the time does so within these, but once in a million
 
 
-def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device) -> Path:
+def draw_gallery(
+    config: RunConfig, out: Path, pairs: int, device: torch.device, methods: Sequence[str]
+) -> Path:
     """Draws pairs of validation images, their saliency, SAGE's mask, and each method's mix.
 
     Every method mixes with a weight of about one half (SAGE: half of ``lambda_max``), so that they
@@ -37,13 +39,18 @@ def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device)
         out: The run's folder; the picture goes there as ``gallery.png``.
         pairs: The number of rows.
         device: Where to compute.
+        methods: The methods to draw beside SAGE.
 
     Returns:
         The picture's path.
 
     Raises:
-        ValueError: If the run has no checkpoint in ``out``, or there are too few images.
+        ValueError: If a method is unknown, the run has no checkpoint in ``out``, or there are too
+            few images.
     """
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"methods must be of {', '.join(METHODS)}, got {name!r}")
     splits = load_splits(config.data, config.seed)
     random = np.random.default_rng(config.seed)
     chosen = draw_indices(config.data, splits.validation, 2 * pairs, f"pairs={pairs}", random)
@@ -53,7 +60,10 @@ def draw_gallery(config: RunConfig, out: Path, pairs: int, device: torch.device)
     images, targets = load_images(config.data, splits.validation, chosen, data_config, device)
     columns = [
         *_sage_columns(model, images, targets, len(splits.classes), config, data_config),
-        *_peer_columns(model, images, targets, len(splits.classes), config.seed, data_config),
+        *_peer_columns(
+            [name for name in methods if name != "sage"],
+            *(model, images, targets, len(splits.classes), config.seed, data_config),
+        ),
     ]
     path = out / "gallery.png"
     save_grid(columns, path)
@@ -79,6 +89,7 @@ def _sage_columns(
 
 
 def _peer_columns(
+    methods: Sequence[str],
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
@@ -88,7 +99,7 @@ def _peer_columns(
 ) -> list[Column]:
     columns = []
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
-    for name in _PEERS_DRAWN:
+    for name in methods:
         mix = METHODS[name](mixing, model, SoftTargetCrossEntropy(), classes)
         for attempt in range(_TRIES):
             random_seed(seed + attempt)

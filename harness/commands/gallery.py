@@ -25,6 +25,8 @@ class Gallery(Settings):
 
     method: str = "none"
     """The method that the network is trained with."""
+    methods: tuple[str, ...] = ("mixup", "cutmix", "saliencymix", "puzzlemix", "sage")
+    """Methods whose mixes are drawn; SAGE's always are, with their masks."""
     seed: int = 0
     """The run's seed; also draws the pairs."""
     pairs: int = 6
@@ -33,4 +35,4 @@ class Gallery(Settings):
     def __call__(self) -> None:
         run, device = self.run(self.method, self.seed), torch.device(self.device)
         train(run, self.out, device)
-        print(f"picture: {draw_gallery(run, self.out, self.pairs, device)}")
+        print(f"picture: {draw_gallery(run, self.out, self.pairs, device, self.methods)}")

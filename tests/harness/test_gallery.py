@@ -11,6 +11,7 @@ from harness.gallery import draw_gallery
 from harness.train import train
 
 CPU = torch.device("cpu")
+PEERS = ("mixup", "cutmix", "saliencymix", "puzzlemix", "sage")
 TINY = RunConfig(
     "none",
     seed=0,
@@ -23,7 +24,7 @@ def test_draws_one_row_a_pair_and_one_column_a_method(tmp_path):
     train(TINY, tmp_path, CPU)
     sizes = []
     for pairs in (2, 5):
-        path = draw_gallery(TINY, tmp_path, pairs, CPU)
+        path = draw_gallery(TINY, tmp_path, pairs, CPU, PEERS)
         assert path == tmp_path / "gallery.png"
         with Image.open(path) as picture:
             sizes.append(picture.size)
@@ -37,7 +38,7 @@ def test_draws_one_row_a_pair_and_one_column_a_method(tmp_path):
 
 def test_needs_a_trained_network_and_enough_images(tmp_path):
     with pytest.raises(ValueError, match="train this run first, with the same settings"):
-        draw_gallery(TINY, tmp_path, 2, CPU)
+        draw_gallery(TINY, tmp_path, 2, CPU, PEERS)
     train(TINY, tmp_path, CPU)
     with pytest.raises(ValueError, match=r"pairs=101 takes 202 images, the split has 200"):
         draw_gallery(TINY, tmp_path, 101, CPU)
