@@ -36,7 +36,8 @@ FLAGS = [
 
 def untimed(line):
     """A result without the figures that depend on the machine's mood."""
-    kept = {k: v for k, v in line.items() if k not in ("step_ms", "train_seconds", "history")}
+    of_the_machine = ("step_ms", "train_seconds", "finished", "history")
+    kept = {k: v for k, v in line.items() if k not in of_the_machine}
     history = [
         {k: v for k, v in epoch.items() if k not in ("step_ms", "seconds")}
         for epoch in line["history"]
