@@ -95,13 +95,13 @@ def train(
     if found:
         (line,) = found
         when = f" on {line['finished'][:10]}" if "finished" in line else ""
-        _say(config, rank, f"skipped: done{when}")
+        _say(config, rank, f"skipped, done{when}")
         progress(epochs)
         return line
     checkpoint = checkpoint_path(config, out)
     run = _begun(lambda: _Run(config, device, rank, learner, validation), checkpoint)
     if run.history:
-        _say(config, rank, f"resumed at epoch {len(run.history) + 1}")
+        _say(config, rank, f"resumed at epoch {len(run.history)} of {epochs}")
         progress(len(run.history))
     for epoch in range(len(run.history), epochs):
         run.epoch(epoch, measured=validation.best or epoch >= epochs - config.measured_epochs)
@@ -133,7 +133,8 @@ def _begun(make: Callable[[], "_Run"], checkpoint: Path) -> "_Run":
             aside = checkpoint.with_suffix(".broken")
             os.replace(checkpoint, aside)
             reason = str(error).partition("\n")[0]
-            _say(run.config, run.rank, f"starts anew: {aside} is broken ({reason})")
+            said = f"starts anew: its checkpoint was broken, and is now {aside}: {reason}"
+            _say(run.config, run.rank, said)
         return make()
     return run
 

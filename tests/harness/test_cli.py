@@ -206,7 +206,7 @@ def test_a_signal_ends_with_a_line_and_the_same_command_goes_on(
     monkeypatch.setitem(METHODS, "mixed", none.build)
     ended, _, errors = call(line)
     assert ended == 0
-    assert "mixed  seed 0  resumed at epoch 2\n" in errors
+    assert "mixed  seed 0  resumed at epoch 1 of 2\n" in errors
     assert len(read_results(tmp_path / "results.jsonl")) == 1
 
 

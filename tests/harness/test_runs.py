@@ -136,7 +136,7 @@ def test_three_processes_divide_the_runs_and_one_that_is_killed_leaves_its_to_th
     survivors = "".join(
         log.read_text() for log, p in zip(logs, processes, strict=True) if p is not killed
     )
-    assert re.search(rf"{run[0]}  seed {run[1]}  resumed at epoch \d+\n", survivors)
+    assert re.search(rf"{run[0]}  seed {run[1]}  resumed at epoch \d+ of 12\n", survivors)
 
 
 def kill_in_a_run(processes, logs):
