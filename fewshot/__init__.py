@@ -1,10 +1,9 @@
 """Few-shot evaluation: backbones trained with each mixing method, measured on new classes."""
 
-import warnings
-from contextlib import redirect_stderr
-from io import StringIO
+from contextlib import suppress
 
 # learn2learn imports gym, which prints that it is not maintained.
-with redirect_stderr(StringIO()), warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import learn2learn  # noqa: F401
+with suppress(ImportError):
+    from gym_notices.notices import notices
+
+    notices.clear()

@@ -1,24 +1,27 @@
 """``python -m fewshot``: trains backbones and measures them on new classes."""
 
 import sys
+from typing import Any
 
 import tyro
 
 from fewshot.commands.evaluate import Evaluate
 from fewshot.commands.train import FewShot
+from harness.commands.start import start
 
 
-def main() -> None:
-    """Runs one command; bad input ends with one line and exit code 2."""
+def parse() -> Any:
+    """Makes the command that the command line names."""
     arguments = sys.argv[1:]
     command: type = FewShot
     if arguments[:1] == ["evaluate"]:
         command, arguments = Evaluate, arguments[1:]
-    try:
-        tyro.cli(command, prog="python -m fewshot", args=arguments)()
-    except (ValueError, ImportError) as error:
-        print(f"fewshot: {error}", file=sys.stderr)
-        sys.exit(2)
+    return tyro.cli(command, prog="python -m fewshot", args=arguments)
+
+
+def main() -> None:
+    """Runs one command."""
+    start("fewshot", parse)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
-"""All settings of a few-shot run: the harness's, what it learns from, what chooses the epoch."""
+"""All settings of a few-shot run: the harness's, what it learns from, what chooses the epoch.
 
+Nothing here imports torch at the top, for which --help would have to wait.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from math import inf
 from typing import Any, ClassVar, Literal
 
-import fewshot.backbones  # noqa: F401  (registers the networks with timm)
-from fewshot.data import NAMES, open_split
-from fewshot.episodes import EpisodeConfig
-from fewshot.tasks import TaskConfig
-from harness.config import BatchNorm, RunConfig
-from harness.data import DATASETS, DataConfig, Source
+from harness.config import BatchNorm, DataConfig, RunConfig
 
 PREFIX = "fewshot/"
 """What the harness calls these data sets begins with it: it has another glyphs, another folder."""
@@ -19,7 +17,144 @@ LearnerName = Literal["classifier", "protonet", "maml", "anil"]
 ADAPTING = ("maml", "anil")
 """The learners whose network adapts to each task: it has an output a way."""
 
-_MIRRORED = 0.5
+NORMALIZATIONS = ("un", "l2n", "cl2n")
+"""What can be done to embeddings before a classifier."""
+CLASSIFIERS = ("centroid", "cosine", "logistic", "svm")
+"""The classifiers of embeddings, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """What the episodes are like, and how many are drawn."""
+
+    ways: int = 5
+    """Classes of an episode."""
+    shots: int = 1
+    """Support images of each class: the classifier learns from them."""
+    queries: int = 15
+    """Query images of each class: the classifier is tested on them."""
+    episodes: int = 10_000
+    """Number of episodes."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def check(self, prefix: str = "", seed: str = "seed") -> None:
+        """Checks the numbers.
+
+        Args:
+            prefix: What the settings' names begin with on the command line.
+            seed: What the seed is called there.
+
+        Raises:
+            ValueError: If one is too small.
+        """
+        # One way leaves nothing to tell apart, one episode has no spread to make an interval of.
+        least = {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value < bound:
+                shown = prefix + (seed if name == "seed" else name)
+                raise ValueError(f"{shown} must be at least {bound}, got {value}")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The tasks that protonet, maml and anil learn from."""
+
+    ways: int = 5
+    """Classes of a task; maml and anil are measured on as many."""
+    shots: int = 1
+    """Support images of each class."""
+    queries: int = 16
+    """Query images of each class: those that are mixed. Ways times queries must be even."""
+    tasks: int = 4
+    """Tasks in a step of the optimiser, whose losses are averaged."""
+    steps: int = 100
+    """Steps of the optimiser in an epoch."""
+    adaptation_steps: int = 5
+    """maml, anil: gradient steps on a task's support, in training and in evaluation."""
+    adaptation_lr: float = 0.1
+    """maml, anil: their learning rate."""
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: If one is too small, or queries cannot be mixed in pairs.
+        """
+        least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "steps": 1, "adaptation_steps": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(
+                    f"tasks.{name} must be at least {bound}, got {getattr(self, name)}"
+                )
+        if not 0 < self.adaptation_lr < inf:
+            raise ValueError(f"tasks.adaptation_lr must be in (0, inf), got {self.adaptation_lr}")
+        if self.ways * self.queries % 2:
+            raise ValueError(
+                "tasks.ways times tasks.queries must be even, since timm's Mixup mixes pairs of "
+                f"queries, got {self.ways} times {self.queries}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which episodes of the novel classes to measure, and with which classifiers."""
+
+    ways: int = 5
+    """Classes of an episode."""
+    shots: tuple[int, ...] = (1, 5)
+    """Support images of a class."""
+    queries: int = 15
+    """Query images of a class."""
+    episodes: int = 10_000
+    """Number of episodes, for each number of shots."""
+    episode_seed: int = 0
+    """Draws the episodes: the same ones for all methods."""
+    adaptation_episodes: int = 600
+    """maml, anil: measure the network's own adaptation too, on the first so many of the episodes
+    (600 in MAML's paper); it is far slower than classifiers of embeddings."""
+    normalizations: tuple[str, ...] = ("cl2n",)
+    """Of embeddings (SimpleShot): un, as they are; l2n, to unit length; cl2n, centred on the base
+    classes' mean first."""
+    classifiers: tuple[str, ...] = CLASSIFIERS
+    """Nearest centroid, by Euclidean distance or by cosine; linear SVM; logistic regression."""
+
+    def check(self) -> None:
+        """Checks the names and the numbers.
+
+        Raises:
+            ValueError: If a name is unknown, or a number too small.
+        """
+        for name, known in (("normalizations", NORMALIZATIONS), ("classifiers", CLASSIFIERS)):
+            unknown = [value for value in getattr(self, name) if value not in known]
+            if unknown or not getattr(self, name):
+                raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown}")
+        if not self.shots:
+            raise ValueError("shots must name at least one number, got none")
+        for setting in self.settings():
+            setting.check(seed="episode_seed")
+        if self.adaptation_episodes < 2:
+            raise ValueError(
+                f"adaptation_episodes must be at least 2, got {self.adaptation_episodes}"
+            )
+
+    def settings(self) -> list[EpisodeConfig]:
+        """The episodes' settings, for each number of shots."""
+        return [
+            EpisodeConfig(self.ways, shots, self.queries, self.episodes, self.episode_seed)
+            for shots in self.shots
+        ]
+
+    def figures(self, learner: str) -> Iterator[tuple[EpisodeConfig, str, str]]:
+        """Gives what is measured of a learner's network: episodes, normalisation, classifier."""
+        for setting in self.settings():
+            for normalization in self.normalizations:
+                for classifier in self.classifiers:
+                    yield setting, normalization, classifier
+            if learner in ADAPTING:
+                first = min(self.episodes, self.adaptation_episodes)
+                yield replace(setting, episodes=first), "un", learner
 
 
 @dataclass(frozen=True)
@@ -42,13 +177,22 @@ class FewShotConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
+        import fewshot.registered  # noqa: F401  (what the data and the networks are called)
+
         super().__post_init__()
+        self.tasks.check()
+        self.validation.check("validation.")
         if not self.data.dataset.startswith(PREFIX):
             raise ValueError(f"dataset must begin with {PREFIX!r}, got {self.data.dataset!r}")
         if self.learner != "classifier":
             self._check_tasks()
         if self.learner in ADAPTING:
             self._check_adaptation()
+
+    @property
+    def least_images(self) -> int:
+        """The number of training images below which there is no epoch; tasks check their own."""
+        return super().least_images if self.learner == "classifier" else 1
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON; those of tasks only where the learner reads them."""
@@ -128,18 +272,3 @@ class FewShotConfig(RunConfig):
     def novel(self) -> DataConfig:
         """The data settings with the novel classes in the place of both splits."""
         return replace(self.data, train_split="test", val_split="test", train_size=None)
-
-
-def _open(name: str, config: DataConfig, split: str) -> Any:
-    return open_split(
-        name,
-        Path(config.data_dir or "~/data").expanduser(),
-        split,
-        download=config.dataset_download,
-        image_size=config.image_size,
-    )
-
-
-for _name in NAMES:
-    _hflip = 0.0 if _name == "glyphs" else _MIRRORED  # characters are not the same in a mirror
-    DATASETS[PREFIX + _name] = Source(partial(_open, _name), _hflip)

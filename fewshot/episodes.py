@@ -12,33 +12,7 @@ from learn2learn.data.transforms import FusedNWaysKShots
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-
-@dataclass(frozen=True)
-class EpisodeConfig:
-    """What the episodes are like, and how many are drawn."""
-
-    ways: int = 5
-    """Classes of an episode."""
-    shots: int = 1
-    """Support images of each class: the classifier learns from them."""
-    queries: int = 15
-    """Query images of each class: the classifier is tested on them."""
-    episodes: int = 10_000
-    """Number of episodes."""
-    seed: int = 0
-    """Seed of the draw."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ValueError: If one is too small.
-        """
-        # One way leaves nothing to tell apart, one episode has no spread to make an interval of.
-        least = {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+from fewshot.config import EpisodeConfig
 
 
 @dataclass(frozen=True)
@@ -63,8 +37,10 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
         config: Ways, shots, queries, number and seed.
 
     Raises:
-        ValueError: If there are too few classes, or a class has too few images.
+        ValueError: If a number is too small, there are too few classes, or a class has too few
+            images.
     """
+    config.check()
     labels = [int(target) for target in targets]
     check_counts(labels, config)
     indices = MetaDataset(

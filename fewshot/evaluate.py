@@ -1,7 +1,6 @@
 """From embeddings and episodes to accuracies, with their intervals."""
 
 import math
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewshot.classifiers import CLASSIFIERS
+from fewshot.config import NORMALIZATIONS
 from fewshot.episodes import Episodes
-
-Normalization = Literal["un", "l2n", "cl2n"]
-NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
 _CONFIDENCE = 0.95
 _CHUNK_BYTES = 16 * 2**20  # of embeddings gathered at a time: more goes through memory, not cache

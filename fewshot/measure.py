@@ -1,7 +1,6 @@
 """What is measured of a backbone: episodes of the validation classes, then of the novel ones."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +11,10 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from fewshot.adaptation import AdaptationEpisodes, correct_after_adaptation
-from fewshot.classifiers import CLASSIFIERS
-from fewshot.config import ADAPTING, FewShotConfig
+from fewshot.config import ADAPTING, EpisodeConfig, EvaluationConfig, FewShotConfig
 from fewshot.embed import embed
-from fewshot.episodes import EpisodeConfig, Episodes, check_counts, draw_episodes
-from fewshot.evaluate import NORMALIZATIONS, accuracy, correct_queries, normalized
+from fewshot.episodes import Episodes, check_counts, draw_episodes
+from fewshot.evaluate import accuracy, correct_queries, normalized
 from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
@@ -28,61 +26,6 @@ _IDENTITY = (
     *("config", "ways", "shots", "queries", "episodes", "episode_seed"),
     *("normalization", "classifier", "data"),
 )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Which episodes of the novel classes to measure, and with which classifiers."""
-
-    ways: int = 5
-    """Classes of an episode."""
-    shots: tuple[int, ...] = (1, 5)
-    """Support images of a class."""
-    queries: int = 15
-    """Query images of a class."""
-    episodes: int = 10_000
-    """Number of episodes, for each number of shots."""
-    episode_seed: int = 0
-    """Draws the episodes: the same ones for all methods."""
-    adaptation_episodes: int = 600
-    """maml, anil: measure the network's own adaptation too, on the first so many of the episodes
-    (600 in MAML's paper); it is far slower than classifiers of embeddings."""
-    normalizations: tuple[str, ...] = ("cl2n",)
-    """Of embeddings (SimpleShot): un, as they are; l2n, to unit length; cl2n, centred on the base
-    classes' mean first."""
-    classifiers: tuple[str, ...] = tuple(CLASSIFIERS)
-    """Nearest centroid, by Euclidean distance or by cosine; linear SVM; logistic regression."""
-
-    def __post_init__(self) -> None:
-        """Checks the names and the numbers."""
-        for name, known in (("normalizations", NORMALIZATIONS), ("classifiers", CLASSIFIERS)):
-            unknown = [value for value in getattr(self, name) if value not in known]
-            if unknown or not getattr(self, name):
-                raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown}")
-        if not self.shots:
-            raise ValueError("shots must name at least one number, got none")
-        self.settings()
-        if self.adaptation_episodes < 2:
-            raise ValueError(
-                f"adaptation_episodes must be at least 2, got {self.adaptation_episodes}"
-            )
-
-    def settings(self) -> list[EpisodeConfig]:
-        """The episodes' settings, for each number of shots."""
-        return [
-            EpisodeConfig(self.ways, shots, self.queries, self.episodes, self.episode_seed)
-            for shots in self.shots
-        ]
-
-    def figures(self, learner: str) -> Iterator[tuple[EpisodeConfig, str, str]]:
-        """Gives what is measured of a learner's network: episodes, normalisation, classifier."""
-        for setting in self.settings():
-            for normalization in self.normalizations:
-                for classifier in self.classifiers:
-                    yield setting, normalization, classifier
-            if learner in ADAPTING:
-                first = min(self.episodes, self.adaptation_episodes)
-                yield replace(setting, episodes=first), "un", learner
 
 
 class ValidationEpisodes:
@@ -132,6 +75,7 @@ def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
         ValueError: If the data set cannot be opened, or has too few images for the episodes, or
             they have other ways than the network has outputs.
     """
+    evaluation.check()
     _check_ways(config, evaluation)
     splits = load_splits(config.data, config.seed)
     novel = load_splits(config.novel, config.seed).validation
@@ -167,6 +111,7 @@ def evaluate(
         ValueError: If there is no checkpoint, the novel classes have too few images, or the
             episodes other ways than a network that adapts has outputs.
     """
+    evaluation.check()
     _check_ways(config, evaluation)
     path = out / "episodes.jsonl"
     known = {_key(line): line for line in read_results(path)}

@@ -2,56 +2,16 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewshot.episodes import EpisodeConfig, Episodes, draw_episodes
+from fewshot.config import EpisodeConfig, TaskConfig
+from fewshot.episodes import Episodes, draw_episodes
 
 _SEEDS = 2**31
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """The tasks that protonet, maml and anil learn from."""
-
-    ways: int = 5
-    """Classes of a task; maml and anil are measured on as many."""
-    shots: int = 1
-    """Support images of each class."""
-    queries: int = 16
-    """Query images of each class: those that are mixed. Ways times queries must be even."""
-    tasks: int = 4
-    """Tasks in a step of the optimiser, whose losses are averaged."""
-    steps: int = 100
-    """Steps of the optimiser in an epoch."""
-    adaptation_steps: int = 5
-    """maml, anil: gradient steps on a task's support, in training and in evaluation."""
-    adaptation_lr: float = 0.1
-    """maml, anil: their learning rate."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ValueError: If one is too small, or queries cannot be mixed in pairs.
-        """
-        least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "steps": 1, "adaptation_steps": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"tasks.{name} must be at least {bound}, got {getattr(self, name)}"
-                )
-        if self.adaptation_lr <= 0:
-            raise ValueError(f"tasks.adaptation_lr must be above 0, got {self.adaptation_lr}")
-        if self.ways * self.queries % 2:
-            raise ValueError(
-                "tasks.ways times tasks.queries must be even, since timm's Mixup mixes pairs of "
-                f"queries, got {self.ways} times {self.queries}"
-            )
 
 
 class TaskBatches:

@@ -1,7 +1,6 @@
 """``python -m harness``: trains, measures and shows."""
 
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import subcommand
@@ -15,29 +14,30 @@ from harness.commands.overhead import Overhead
 from harness.commands.report import Report
 from harness.commands.robustness import Robustness
 from harness.commands.settings import preset_of
+from harness.commands.start import start
 from harness.commands.train import Train
 
 
+def parse() -> Any:
+    """Makes the command that the command line names."""
+    return tyro.cli(
+        Annotated[Check, subcommand("check")]
+        | Annotated[Train, subcommand("train", default=preset_of(Train))]
+        | Annotated[Robustness, subcommand("robustness")]
+        | Annotated[Overhead, subcommand("overhead")]
+        | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
+        | Annotated[Agreement, subcommand("agreement", default=preset_of(Agreement))]
+        | Annotated[Dynamics, subcommand("dynamics", default=preset_of(Dynamics))]
+        | Annotated[Report, subcommand("report")]
+        | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
+        prog="python -m harness",
+        description=__doc__,
+    )
+
+
 def main() -> None:
-    """Runs one command; bad input ends with one line and exit code 2."""
-    try:
-        command = tyro.cli(
-            Annotated[Check, subcommand("check")]
-            | Annotated[Train, subcommand("train", default=preset_of(Train))]
-            | Annotated[Robustness, subcommand("robustness")]
-            | Annotated[Overhead, subcommand("overhead")]
-            | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
-            | Annotated[Agreement, subcommand("agreement", default=preset_of(Agreement))]
-            | Annotated[Dynamics, subcommand("dynamics", default=preset_of(Dynamics))]
-            | Annotated[Report, subcommand("report")]
-            | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
-            prog="python -m harness",
-            description=__doc__,
-        )
-        command()
-    except (ValueError, ImportError) as error:
-        print(f"harness: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Runs one command."""
+    start("harness", parse)
 
 
 if __name__ == "__main__":

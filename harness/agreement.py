@@ -29,7 +29,7 @@ from harness.fixed_images import draw_indices, load_images
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
 from harness.results import append_result, read_results
-from harness.train import load_model, train
+from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend, random_translations, saliency
 from sage_timm.sage import Sage
 
@@ -71,7 +71,12 @@ def variants(
 
 
 def measure_agreement(
-    config: RunConfig, listed: Sequence[MethodConfig], out: Path, pairs: int, device: torch.device
+    config: RunConfig,
+    listed: Sequence[MethodConfig],
+    out: Path,
+    pairs: int,
+    device: torch.device,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Measures how well each variant agrees with the full method, and appends what is not there.
 
@@ -85,6 +90,7 @@ def measure_agreement(
         out: The run's folder; the lines go to its ``agreement.jsonl``.
         pairs: The number of pairs, a multiple of the batch size.
         device: Where to compute.
+        progress: Is told how many epochs of the run are done.
 
     Returns:
         The variants' lines, with means over the pairs: ``rank_correlation``, Spearman's between an
@@ -101,7 +107,7 @@ def measure_agreement(
     random = np.random.default_rng(config.seed)
     chosen = draw_indices(config.data, splits.validation, pairs, f"pairs={pairs}", random)
     weights = config.mixing.lambda_max * torch.from_numpy(random.uniform(*_LAM, pairs))
-    train(config, out, device)
+    train(config, out, device, progress=progress)
     model = load_model(config, out, len(splits.classes), device).train()
     path = out / "agreement.jsonl"
     there, identity = read_results(path), config.identity()

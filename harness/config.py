@@ -1,11 +1,22 @@
-"""All settings of a run: what decides its result, and what names it."""
+"""All settings of a run: what decides its result, and what names it.
+
+Nothing here imports torch at the top, for which --help would have to wait.
+"""
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 MOST_EPOCHS = 100_000
+RANK_APART = 1_000_003
+"""Between the random states of two processes."""
+LEAST_GLYPH = 8
+"""Pixels of a glyph's side at least."""
+_SEEDS = 2**32  # NumPy's
 Amp = Literal["none", "bfloat16", "float16"]
 BatchNorm = Literal["clean", "running"]
 
@@ -26,6 +37,26 @@ class ScheduleConfig:
     """timm's scheduler."""
     decay_milestones: tuple[int, ...] = (100, 200)
     """multistep: epochs at which the learning rate falls to a tenth."""
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        if not 0 < self.epochs < MOST_EPOCHS:
+            raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.epochs}")
+        if not 0 < self.lr < inf:
+            raise ValueError(f"lr must be in (0, inf), got {self.lr}")
+        if not 0 < self.momentum < 1:
+            raise ValueError(f"momentum must be in (0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < inf:
+            raise ValueError(f"weight_decay must be in [0, inf), got {self.weight_decay}")
+        milestones = self.decay_milestones
+        if min(milestones, default=1) < 1 or list(milestones) != sorted(milestones):
+            raise ValueError(
+                f"decay_milestones must be epochs in ascending order, got {milestones}"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,11 +107,30 @@ class DataConfig:
     for a data set that fits into its memory."""
 
     def __post_init__(self) -> None:
-        """Checks what cannot go together.
+        """Expands ``~``."""
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", os.path.expanduser(self.data_dir))
+
+    def check(self) -> None:
+        """Checks the numbers, and what cannot go together.
 
         Raises:
-            ValueError: If images that are kept on the device are to be cropped by timm.
+            ValueError: If a number is out of its range, or images that are kept on the device are
+                to be cropped by timm.
         """
+        least = {"num_classes": 2, "train_size": 1, "image_size": 1, "batch_size": 2, "workers": 0}
+        if self.dataset == "glyphs":
+            least["image_size"] = LEAST_GLYPH
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two shares in (0, 1], ascending, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1] < inf:
+            raise ValueError(f"ratio must be two numbers above 0, ascending, got {self.ratio}")
         if self.on_device and self.train_crop_mode != "pad":
             raise ValueError(
                 f"on_device=True needs train_crop_mode='pad', got {self.train_crop_mode!r}"
@@ -115,6 +165,21 @@ class MethodConfig:
         """Returns alpha, or the method's own default where none is set."""
         return default if self.alpha is None else self.alpha
 
+    def check(self) -> None:
+        """Checks the settings of all methods, whichever is asked for.
+
+        Raises:
+            ValueError: If one is out of its range, or two do not go together.
+        """
+        from harness.methods.sage import own_settings
+        from sage_timm.sage import Sage
+
+        if self.alpha is not None and not 0 < self.alpha < inf:
+            raise ValueError(f"alpha must be in (0, inf), got {self.alpha}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        Sage(**own_settings(self), generator=None)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -145,7 +210,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
-        # Not at the top: these import torch, for which --help would have to wait.
         import timm
 
         import harness.models  # noqa: F401  (registers the networks with timm)
@@ -156,8 +220,12 @@ class RunConfig:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method in REQUIRES:
             needs(REQUIRES[self.method], self.method)
-        if not 0 < self.schedule.epochs < MOST_EPOCHS:
-            raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.schedule.epochs}")
+        # Each epoch of each process has a seed of its own, made of the run's.
+        most = (_SEEDS - RANK_APART * self.devices) // MOST_EPOCHS - 1
+        if not 0 <= self.seed <= most:
+            raise ValueError(f"seed must be in [0, {most}], got {self.seed}")
+        for part in (self.data, self.schedule, self.mixing):
+            part.check()
         if self.measured_epochs < 1:
             raise ValueError(f"measured_epochs must be at least 1, got {self.measured_epochs}")
         each, rest = divmod(self.data.batch_size, self.devices)
@@ -173,6 +241,11 @@ class RunConfig:
             )
         if not timm.is_model(self.model):
             raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
+
+    @property
+    def least_images(self) -> int:
+        """The number of training images below which there is no epoch."""
+        return self.data.batch_size
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON: a fingerprint of the images stands for where they are.
@@ -212,8 +285,84 @@ class RunConfig:
 
     def name(self) -> str:
         """A file name of its own for each identity."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        return f"{self.method}-seed{self.seed}-{digest[:10]}"
+        return run_name(self.identity())
+
+
+@dataclass(frozen=True)
+class OverheadConfig:
+    """Every method is measured with every network, batch size and image size."""
+
+    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    """Methods to measure; any that the train command knows."""
+    models: tuple[str, ...] = ("preactresnet8_cifar",)
+    """Networks, by their name in timm."""
+    batch_sizes: tuple[int, ...] = (100,)
+    """Images in a batch."""
+    image_sizes: tuple[int, ...] = (32,)
+    """Heights and widths in pixels."""
+    classes: int = 100
+    """The number of classes."""
+    rounds: int = 60
+    """How often each thing is timed; every random draw of a method comes three times."""
+    channels_last: bool = False
+    """Lay images and weights out with channels last."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    mixing: MethodConfig = field(default_factory=MethodConfig)
+
+    def check(self) -> None:
+        """Checks what can be checked before anything is measured.
+
+        Raises:
+            ValueError: If a setting is unknown or out of its range.
+        """
+        import timm
+
+        import harness.models  # noqa: F401  (registers the networks with timm)
+        from harness.device import open_device
+        from harness.methods import METHODS
+
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+        for model in self.models:
+            if not timm.is_model(model):
+                raise ValueError(f"models must be of timm.list_models(), got {model!r}")
+        for size in self.batch_sizes:
+            if size < 2 or size % 2:
+                raise ValueError(
+                    f"batch_sizes must be even, since timm's Mixup mixes pairs, got {size}"
+                )
+        for name, values, least in (
+            ("image_sizes", self.image_sizes, LEAST_GLYPH),
+            ("classes", (self.classes,), 2),
+            ("rounds", (self.rounds,), 1),
+        ):
+            if min(values) < least:
+                raise ValueError(f"{name} must be at least {least}, got {min(values)}")
+        self.mixing.check()
+        open_device(self.device)
+
+
+def run_name(identity: dict[str, Any]) -> str:
+    """Makes a file name of what :meth:`RunConfig.identity` gave."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{identity['method']}-seed{identity['seed']}-{digest[:10]}"
+
+
+def expanded(path: Path) -> Path:
+    """Expands ``~`` in a path, also where the shell has left it: in ``--out=~/runs``."""
+    return Path(os.path.expanduser(path))
+
+
+def check_directory(path: Path) -> None:
+    """Checks that a folder is there.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not path.is_dir():
+        raise ValueError(f"no such folder: {path}")
 
 
 def _made(kind: type, settings: dict[str, Any], name: str) -> Any:

@@ -187,6 +187,24 @@ def _mode(config: DataConfig) -> str:
     return "L" if config.in_chans == 1 else "RGB"
 
 
+def count_images(config: DataConfig, seed: int) -> tuple[int | None, int]:
+    """Counts the training images, if they can be, and the classes, without drawing glyphs.
+
+    Raises:
+        ValueError: As :func:`load_splits`.
+    """
+    if config.dataset != "glyphs":
+        splits = load_splits(config, seed)
+        stream = isinstance(splits.train, IterableDataset)
+        return None if stream else len(splits.train), len(splits.classes)  # type: ignore[arg-type]
+    classes = config.num_classes or len(CLASSES)
+    if classes > len(CLASSES):
+        raise ValueError(f"num_classes must be in [2, {len(CLASSES)}], got {classes}")
+    if config.train_size:
+        _per_class(config.train_size, classes)
+    return config.train_size or _GLYPHS_TRAIN, classes
+
+
 @functools.cache
 def fingerprint(config: DataConfig) -> str:
     """A digest that tells one data set from another of the same name.

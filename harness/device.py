@@ -1,10 +1,37 @@
-"""The device that a run computes on: its name, and its time."""
+"""The device that a run computes on: whether it is there, its name, and its time."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Value = TypeVar("Value")
+
+
+def open_device(name: str) -> torch.device:
+    """Finds a device.
+
+    Raises:
+        ValueError: If it is not there, or cannot compute.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={name!r} is not there: {reason}") from error
+    return device
+
+
+def from_first(value: Value, devices: int) -> Value:
+    """Returns the first process's value to all of them."""
+    if devices == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def device_name(device: torch.device) -> str:

@@ -25,7 +25,7 @@ from harness.grid import mix_columns, save_grid
 from harness.methods.base import evaluation_mode
 from harness.methods.sage import decide, mixing_alone
 from harness.results import append_result, read_results
-from harness.train import train
+from harness.train import Progress, no_progress, train
 from sage_timm import blend
 
 MEASURES = (
@@ -65,7 +65,12 @@ class _Images(NamedTuple):
 
 
 def follow(
-    config: RunConfig, epochs: Sequence[int], out: Path, images: int, device: torch.device
+    config: RunConfig,
+    epochs: Sequence[int],
+    out: Path,
+    images: int,
+    device: torch.device,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Trains a run, and measures what SAGE makes of its images after some of its epochs.
 
@@ -77,6 +82,7 @@ def follow(
         out: The run's folder; the lines go to its ``dynamics.jsonl``, one an epoch.
         images: The number of training images, a multiple of the batch size.
         device: Where to compute.
+        progress: Is told how many epochs of the run are done.
 
     Returns:
         The lines, with means over the images:
@@ -116,7 +122,7 @@ def follow(
             found[epoch] = {**key, "epoch": epoch, **_measure(config, model, fixed[0], picture)}
             append_result(path, found[epoch])
 
-        train(config, out, device, after_epoch=after_epoch)
+        train(config, out, device, after_epoch=after_epoch, progress=progress)
     missing = set(epochs) - found.keys()
     if missing:
         raise ValueError(

@@ -91,7 +91,7 @@ def measure_foreground(
         ImportError: If a method needs a module that is not installed.
         ValueError: If a setting does not fit, or the run has no checkpoint in ``out``.
     """
-    _check(config, methods, pairs)
+    check_foreground(config, methods, pairs)
     path = out / "foreground.jsonl"
     identity = config.identity()
     lines = []
@@ -162,7 +162,15 @@ def table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(header, rows)
 
 
-def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
+def check_foreground(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
+    """Checks what can be checked before a network is trained.
+
+    Raises:
+        ImportError: If a method needs a module that is not installed.
+        ValueError: If a setting does not fit.
+    """
+    if not methods:
+        raise ValueError("methods must name at least one, got none")
     if config.data.dataset != "glyphs":
         raise ValueError(
             f"dataset must be glyphs, whose foregrounds are known, got {config.data.dataset!r}"

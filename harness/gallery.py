@@ -19,7 +19,7 @@ from harness.grid import Column, mix_columns, pictures, save_grid
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
-from harness.train import load_model
+from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
@@ -27,7 +27,12 @@ _TRIES = 20  # a method that mixes half of the time does so within these, but on
 
 
 def draw_gallery(
-    config: RunConfig, out: Path, pairs: int, device: torch.device, methods: Sequence[str]
+    config: RunConfig,
+    out: Path,
+    pairs: int,
+    device: torch.device,
+    methods: Sequence[str],
+    progress: Progress = no_progress,
 ) -> Path:
     """Draws pairs of validation images, their saliency, SAGE's mask, and each method's mix.
 
@@ -35,25 +40,29 @@ def draw_gallery(
     can be compared. The saliency is that of the run's network, in training mode as in training.
 
     Args:
-        config: The run whose network and images are taken.
+        config: The run whose network and images are taken; it is trained first where ``out`` does
+            not hold it.
         out: The run's folder; the picture goes there as ``gallery.png``.
         pairs: The number of rows.
         device: Where to compute.
         methods: The methods to draw beside SAGE.
+        progress: Is told how many epochs of the run are done.
 
     Returns:
         The picture's path.
 
     Raises:
-        ValueError: If a method is unknown, the run has no checkpoint in ``out``, or there are too
-            few images.
+        ValueError: If a method is unknown, or there are too few images.
     """
+    if pairs < 1:
+        raise ValueError(f"pairs must be at least 1, got {pairs}")
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"methods must be of {', '.join(METHODS)}, got {name!r}")
     splits = load_splits(config.data, config.seed)
     random = np.random.default_rng(config.seed)
     chosen = draw_indices(config.data, splits.validation, 2 * pairs, f"pairs={pairs}", random)
+    train(config, out, device, progress=progress)
     model = load_model(config, out, len(splits.classes), device)
     model.train()
     data_config = resolve_data_config({}, model=model)

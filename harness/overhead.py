@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,69 +11,14 @@ import timm
 import torch
 from tqdm import tqdm
 
-import harness.models  # noqa: F401  (registers the networks with timm)
+from harness.config import OverheadConfig
 from harness.device import device_name
 from harness.markdown import markdown_table
-from harness.methods import METHODS
-from harness.methods.base import MethodConfig
 from harness.methods.sage import is_sage
 from harness.training_step import SaliencyClock, TrainingStep, make_clock
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
-_LEAST_IMAGE_SIZE = 8  # the glyphs'
 _COLUMNS = ("part", "network", "batch", "method", "ms", "ratio to none", "memory ratio")
-
-
-@dataclass(frozen=True)
-class OverheadConfig:
-    """Every method is measured with every network, batch size and image size."""
-
-    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
-    """Methods to measure; any that the train command knows."""
-    models: tuple[str, ...] = ("preactresnet8_cifar",)
-    """Networks, by their name in timm."""
-    batch_sizes: tuple[int, ...] = (100,)
-    """Images in a batch."""
-    image_sizes: tuple[int, ...] = (32,)
-    """Heights and widths in pixels."""
-    classes: int = 100
-    """The number of classes."""
-    rounds: int = 60
-    """How often each thing is timed; every random draw of a method comes three times."""
-    channels_last: bool = False
-    """Lay images and weights out with channels last."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, ..."""
-    mixing: MethodConfig = field(default_factory=MethodConfig)
-
-    def check(self) -> None:
-        """Checks what can be checked before anything is measured.
-
-        Raises:
-            ValueError: If a setting is unknown or out of its range.
-        """
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
-        for model in self.models:
-            if not timm.is_model(model):
-                raise ValueError(f"models must be of timm.list_models(), got {model!r}")
-        for size in self.batch_sizes:
-            if size < 2 or size % 2:
-                raise ValueError(
-                    f"batch_sizes must be even, since timm's Mixup mixes pairs, got {size}"
-                )
-        for name, values, least in (
-            ("image_sizes", self.image_sizes, _LEAST_IMAGE_SIZE),
-            ("classes", (self.classes,), 2),
-            ("rounds", (self.rounds,), 1),
-        ):
-            if min(values) < least:
-                raise ValueError(f"{name} must be at least {least}, got {min(values)}")
-        try:
-            torch.empty(0, device=self.device)
-        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-            raise ValueError(f"device={self.device!r} is not there: {error}") from error
 
 
 class Outcome(NamedTuple):

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from harness.config import ScheduleConfig
-from harness.data import DataConfig
-from harness.methods.base import MethodConfig
+from harness.config import DataConfig, MethodConfig, ScheduleConfig
 
 _PAPERS_SCHEDULE = ScheduleConfig(
     epochs=300, lr=0.2, weight_decay=1e-4, sched="multistep", decay_milestones=(100, 200)

@@ -1,14 +1,63 @@
-"""Runs one after the other: what was asked for and what failed is written down."""
+"""Runs in turn: what is checked before the first, who is at which, and what was asked for."""
 
+import contextlib
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+from filelock import FileLock, Timeout
+from timm.loss import SoftTargetCrossEntropy
+from torch import nn
 from tqdm import tqdm
 
 from harness.config import RunConfig
+from harness.data import count_images
+from harness.device import from_first
+from harness.methods import METHODS
+from harness.models import create_network
 from harness.results import append_result, read_results
+from harness.train import Progress
+
+_LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
+
+
+class Turn(NamedTuple):
+    """A run that no other process is at."""
+
+    run: RunConfig
+    progress: Progress
+
+
+def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
+    """Checks what can be known before the first run is trained.
+
+    Args:
+        runs: Runs that differ in method and seed alone.
+        out: The folder of results, which is made.
+
+    Raises:
+        ValueError: If the data set cannot be opened or has too few images, the network does not
+            take them, a method does not fit the network, or nothing can be written.
+    """
+    run = runs[0]
+    images, classes = count_images(run.data, run.seed)
+    if images is not None and images < run.least_images:
+        raise ValueError(
+            f"batch_size={run.data.batch_size} is more than the {images} training images"
+        )
+    network = _tried_network(run, classes)
+    for method in dict.fromkeys(run.method for run in runs):
+        try:
+            METHODS[method](run.mixing, network, SoftTargetCrossEntropy(), classes)
+        except ValueError:
+            raise
+        except Exception:  # no matter of settings: the run will fail, and not keep the others
+            continue
+    _check_folder(out)
 
 
 def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
@@ -17,20 +66,52 @@ def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
     Raises:
         ValueError: If a run's data set cannot be opened.
     """
+    headers = [_header(run) for run in runs]
     path = out / "runs.jsonl"
-    known = [line["config"] for line in read_results(path)]
-    for run in runs:
-        if run.identity() not in known:
-            append_result(path, _header(run))
+    with FileLock(_lock_path(out, "runs")):
+        known = [line["config"] for line in read_results(path)]
+        for header in headers:
+            if header["config"] not in known:
+                append_result(path, header)
+
+
+def in_turn(runs: Sequence[RunConfig], out: Path, rank: int = 0) -> Iterator[Turn]:
+    """Gives each run while no other process is at it.
+
+    A run that another process is at is passed over, and comes once that one has finished or died.
+    So processes that are started with one command divide its runs, and none is trained twice.
+
+    Args:
+        runs: The runs.
+        out: The folder of results.
+        rank: This process's among ``devices`` of the runs, which take their turns together.
+    """
+    bar = _EpochsBar(runs, shown=rank == 0)
+    waiting = list(runs)
+    with bar:
+        while waiting:
+            passed_over = []
+            for run in waiting:
+                with _at(run, out, rank) as free:
+                    if not free:
+                        passed_over.append(run)
+                        continue
+                    bar.begin(run)
+                    yield Turn(run, bar.show)
+                    bar.end(run)
+            if len(passed_over) == len(waiting):
+                time.sleep(_LOOKED_AGAIN)
+            elif passed_over and rank == 0:
+                names = ", ".join(f"{run.method} seed {run.seed}" for run in passed_over)
+                tqdm.write(f"waiting for another process: {names}", file=sys.stderr)
+            waiting = passed_over
 
 
 def run_all(
     runs: Sequence[RunConfig],
-    call: Callable[[RunConfig], None],
+    call: Callable[[RunConfig, Progress], None],
     out: Path,
-    *,
-    distributed: bool = False,
-    shown: bool = True,
+    rank: int = 0,
 ) -> None:
     """Calls a function for each run; one that fails is written to OUT/failures.jsonl.
 
@@ -38,24 +119,98 @@ def run_all(
         runs: The runs.
         call: Trains one, or does what else is to be done.
         out: The folder of results.
-        distributed: Whether other processes wait for this one, so that an error ends all.
-        shown: Whether to show a progress bar.
+        rank: This process's; see :func:`in_turn`.
 
     Raises:
         SystemExit: With exit code 1 at the end, if any failed.
     """
     failed = 0
-    for run in tqdm(runs, desc="runs", disable=None if shown else True):
+    for run, progress in in_turn(runs, out, rank):
         try:
-            call(run)
+            call(run, progress)
         except Exception as error:
-            if distributed:
+            if run.devices > 1:  # the other processes wait for this one
                 raise
             failed += 1
             _note_failure(run, error, out)
     if failed:
         tqdm.write(f"{failed} of {len(runs)} runs failed: {out / 'failures.jsonl'}")
         raise SystemExit(1)
+
+
+class _EpochsBar:
+    """A bar of all runs' epochs, whose estimate of the time left is made of those done here."""
+
+    def __init__(self, runs: Sequence[RunConfig], shown: bool) -> None:
+        total = sum(run.schedule.epochs for run in runs)
+        self.runs, self.ended = len(runs), 0
+        self.bar = tqdm(
+            total=total, desc="epochs", unit="epoch", smoothing=0, disable=None if shown else True
+        )
+
+    def __enter__(self) -> None:
+        self.bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def begin(self, run: RunConfig) -> None:
+        self.before = self.bar.n
+        self.bar.set_description(f"run {self.ended + 1} of {self.runs}")
+
+    def show(self, done: int) -> None:
+        """Shows a run's epochs; those that another call has trained take no time here."""
+        more = self.before + done - self.bar.n
+        if more > 1 and not self.bar.disable:
+            self.bar.initial += more
+        self.bar.update(more)
+
+    def end(self, run: RunConfig) -> None:
+        self.bar.update(self.before + run.schedule.epochs - self.bar.n)
+        self.ended += 1
+
+
+@contextlib.contextmanager
+def _at(run: RunConfig, out: Path, rank: int) -> Iterator[bool]:
+    """Keeps other processes from a run, if none is at it; tells whether that is so."""
+    lock = FileLock(_lock_path(out, run.name()), timeout=0)
+    free = True
+    if rank == 0:
+        try:
+            lock.acquire()
+        except Timeout:
+            free = False
+    try:
+        yield from_first(free, run.devices)
+    finally:
+        lock.release()
+
+
+def _lock_path(out: Path, name: str) -> Path:
+    folder = out / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.lock"
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        with FileLock(_lock_path(out, "runs")):
+            pass
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r} cannot be written to: {error.strerror}") from error
+
+
+def _tried_network(run: RunConfig, classes: int) -> nn.Module:
+    size, channels = run.data.image_size, run.data.in_chans
+    try:
+        network = create_network(run.model, classes, size, channels)
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, channels, size, size))
+    except Exception as error:
+        raise ValueError(
+            f"model={run.model!r} does not go with image_size={size}: {error}"
+        ) from error
+    return network
 
 
 def _note_failure(run: RunConfig, error: Exception, out: Path) -> None:

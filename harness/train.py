@@ -1,8 +1,11 @@
 """Trains one network with one method and one seed: the loop that every result comes from."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,16 +21,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from harness.config import MOST_EPOCHS, RunConfig, ScheduleConfig
+from harness.config import MOST_EPOCHS, RANK_APART, RunConfig, ScheduleConfig
 from harness.data import load_splits, make_loader
-from harness.device import autocast, device_name, timed
+from harness.device import autocast, device_name, from_first, timed
 from harness.learner import BuildLearner, Classifier
 from harness.measure import measure
 from harness.models import create_network
 from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
 
-_RANK_APART = 1_000_003  # between the random states of two processes
 _OF_TRAINING = ("train_loss", "step_ms", "seconds")  # of an epoch; its other figures are measured
+
+Progress = Callable[[int], None]
+"""Is told how many epochs of a run are done."""
+
+
+def no_progress(_epochs: int) -> None:
+    """Shows no progress."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,16 @@ def train(
     learner: BuildLearner = Classifier,
     validation: Validation = Validation(),
     after_epoch: Callable[[int, nn.Module], None] | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Trains and measures one run, or goes on with it, or reads its result if it is there.
 
     Each epoch starts from random states made of the seed and the epoch, so that a run that was cut
-    off and goes on ends with the same bits as one that never was.
+    off and goes on ends with the same bits as one that never was. A checkpoint that cannot be read
+    is set aside, and the run starts anew.
+
+    Without a terminal, each epoch is a line on stderr. See :func:`harness.runs.in_turn` for several
+    processes on one folder.
 
     Args:
         config: What to train.
@@ -65,24 +79,30 @@ def train(
         validation: What is measured after an epoch, and which epoch counts.
         after_epoch: Called by the first process with an epoch's number, from 1 on, and the model
             after it, under the run's autocast; must leave the model's weights and buffers alone.
+        progress: Is told how many epochs are done, those of an earlier call too.
 
     Returns:
-        The line of ``results.jsonl``; to other ranks than the first nothing, unless it was there.
+        The line of ``results.jsonl``.
 
     Raises:
         ValueError: If a setting does not fit.
     """
     results = out / "results.jsonl"
     identity = config.identity()
-    for line in read_results(results):
-        if line["config"] == identity:
-            return line
-    run = _Run(config, device, rank, learner, validation)
-    checkpoint = checkpoint_path(config, out)
-    state = load_checkpoint(checkpoint, device)
-    if state is not None:
-        run.load_state(state)
     epochs = config.schedule.epochs
+    found = [line for line in read_results(results) if line["config"] == identity][:1]
+    found = from_first(found, config.devices)  # it may have come between two processes' looks
+    if found:
+        (line,) = found
+        when = f" on {line['finished'][:10]}" if "finished" in line else ""
+        _say(config, rank, f"skipped, done{when}")
+        progress(epochs)
+        return line
+    checkpoint = checkpoint_path(config, out)
+    run = _begun(lambda: _Run(config, device, rank, learner, validation), checkpoint)
+    if run.history:
+        _say(config, rank, f"resumed at epoch {len(run.history)} of {epochs}")
+        progress(len(run.history))
     for epoch in range(len(run.history), epochs):
         run.epoch(epoch, measured=validation.best or epoch >= epochs - config.measured_epochs)
         if rank == 0:
@@ -90,12 +110,47 @@ def train(
                 with run.autocast():
                     after_epoch(epoch + 1, run.model)
             save_checkpoint(checkpoint, run.state())
+        if not sys.stderr.isatty():
+            _say(config, rank, _described(run.history, epochs))
+        progress(epoch + 1)
     line = run.result() if rank == 0 else {}
     if rank == 0:
         append_result(results, line)
-    if config.devices > 1:
-        torch.distributed.barrier()  # until the line is there, for all to see
-    return line
+    return from_first(line, config.devices)
+
+
+def _begun(make: Callable[[], "_Run"], checkpoint: Path) -> "_Run":
+    """Makes a run, and loads its checkpoint; sets one aside that cannot be read."""
+    run = make()
+    try:
+        state = load_checkpoint(checkpoint, run.device)
+        if state is not None:
+            run.load_state(state)
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a broken file can make torch.load raise anything
+        if run.rank == 0:
+            aside = checkpoint.with_suffix(".broken")
+            os.replace(checkpoint, aside)
+            reason = str(error).partition("\n")[0]
+            said = f"starts anew: its checkpoint was broken, and is now {aside}: {reason}"
+            _say(run.config, run.rank, said)
+        return make()
+    return run
+
+
+def _say(config: RunConfig, rank: int, what: str) -> None:
+    """Writes a line to the log, beside what bars there are."""
+    if rank == 0:
+        tqdm.write(f"{config.method:>8}  seed {config.seed}  {what}", file=sys.stderr)
+
+
+def _described(history: list[dict[str, float]], epochs: int) -> str:
+    """Describes the last epoch of so many."""
+    last = history[-1]
+    top1 = f"  top-1 {last['top1']:5.2f} %" if "top1" in last else ""
+    place = f"epoch {len(history)}/{epochs}"
+    return f"{place}  loss {last['train_loss']:.4f}{top1}  {last['seconds']:.1f} s"
 
 
 class _Run:
@@ -149,7 +204,7 @@ class _Run:
 
     def epoch(self, epoch: int, measured: bool) -> None:
         """Trains for one epoch, and measures the network after it."""
-        random_seed(self.config.seed * MOST_EPOCHS + epoch + 1, self.rank * _RANK_APART)
+        random_seed(self.config.seed * MOST_EPOCHS + epoch + 1, self.rank * RANK_APART)
         self.scheduler.step(epoch)
         self.model.train()
         if hasattr(self.splits.train, "set_epoch"):  # streams shuffle by it
@@ -236,6 +291,7 @@ class _Run:
             "train_loss": self.history[-1]["train_loss"],
             "step_ms": median(line["step_ms"] for line in self.history),
             "train_seconds": sum(line["seconds"] for line in self.history),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": device_name(self.device),
             "torch": torch.__version__,
             "timm": timm.__version__,
@@ -308,10 +364,16 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     """Makes a run's network and loads its checkpoint: the best epoch's weights, or the last's.
 
     Raises:
-        ValueError: If there is none in ``out``.
+        ValueError: If there is none in ``out``, or it cannot be read.
     """
     path = checkpoint_path(config, out)
-    state = load_checkpoint(path, device)
+    try:
+        state = load_checkpoint(path, device)
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is broken ({reason}): train in another folder") from error
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
     data = config.data

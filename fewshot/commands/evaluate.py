@@ -4,16 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from fewshot.commands.train import data_folder
-from fewshot.config import PREFIX, FewShotConfig
-from fewshot.measure import EvaluationConfig, evaluate
+from fewshot.config import PREFIX, EvaluationConfig, FewShotConfig
 from fewshot.table import table
-from harness.results import read_results
-from harness.runs import run_all
+from harness.config import check_directory, expanded
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,19 @@ class Evaluate:
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
 
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "directory", expanded(self.directory))
+
     def __call__(self) -> None:
+        from fewshot.measure import evaluate
+        from harness.device import open_device
+        from harness.results import read_results
+        from harness.runs import run_all
+
+        check_directory(self.directory)
+        self.evaluation.check()
+        device = open_device(self.device)
         path = self.directory / "results.jsonl"
         results = [r for r in read_results(path) if r["dataset"].startswith(PREFIX)]
         if not results:
@@ -47,8 +56,8 @@ class Evaluate:
             runs.append(FewShotConfig.from_identity(result["config"], root))
         lines = []
 
-        def call(run: FewShotConfig) -> None:
-            lines.extend(evaluate(run, self.evaluation, self.directory, torch.device(self.device)))
+        def call(run: FewShotConfig, _progress: object) -> None:
+            lines.extend(evaluate(run, self.evaluation, self.directory, device))
 
         try:
             run_all(runs, call, self.directory)

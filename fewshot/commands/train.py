@@ -4,21 +4,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from fewshot.config import PREFIX, FewShotConfig, LearnerName
-from fewshot.episodes import EpisodeConfig
-from fewshot.learners import LEARNERS
-from fewshot.measure import EvaluationConfig, check_episodes, epoch_measure, evaluate
+from fewshot.config import (
+    PREFIX,
+    EpisodeConfig,
+    EvaluationConfig,
+    FewShotConfig,
+    LearnerName,
+    TaskConfig,
+)
 from fewshot.table import table
-from fewshot.tasks import TaskConfig
-from harness.config import Amp, RunConfig, ScheduleConfig
-from harness.data import DataConfig, load_splits
-from harness.methods.base import MethodConfig
-from harness.runs import note_runs, run_all
-from harness.train import Validation, train
+from harness.commands.settings import each_run
+from harness.config import (
+    Amp,
+    DataConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+    expanded,
+)
 
 Dataset = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 
@@ -27,7 +33,7 @@ _SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84,
 
 def data_folder(dataset: str, root: Path | None, out: Path) -> str:
     """Where a data set is: the embedded one beside the results, others as for learn2learn."""
-    return str(root or (out / "data" if dataset == "glyphs" else Path("~/data").expanduser()))
+    return str(expanded(root or (out / "data" if dataset == "glyphs" else Path("~/data"))))
 
 
 @dataclass(frozen=True)
@@ -102,19 +108,36 @@ class FewShot:
     out: Path = Path("runs/fewshot")
     """Folder for results.jsonl, episodes.jsonl and checkpoints."""
 
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "out", expanded(self.out))
+
     def __call__(self) -> None:
-        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
-        device = torch.device(self.device)
+        from fewshot.learners import LEARNERS
+        from fewshot.measure import check_episodes, epoch_measure, evaluate
+        from harness.data import load_splits
+        from harness.device import open_device
+        from harness.runs import check_runs, note_runs, run_all
+        from harness.train import Progress, Validation, train
+
+        runs = each_run(self.run, self.methods, self.seeds)
+        device = open_device(self.device)
         check_episodes(runs[0], self.evaluation)
+        check_runs(runs, self.out)
         note_runs(runs, self.out)
         lines = []
 
-        def call(run: RunConfig) -> None:
+        def call(run: RunConfig, progress: Progress) -> None:
             assert isinstance(run, FewShotConfig)
             targets = load_splits(run.data, run.seed).validation.targets
             validation = Validation(epoch_measure(run, targets), best=True)
             result = train(
-                run, self.out, device, learner=LEARNERS[run.learner], validation=validation
+                run,
+                self.out,
+                device,
+                learner=LEARNERS[run.learner],
+                validation=validation,
+                progress=progress,
             )
             tqdm.write(
                 f"{run.method:>8}  seed {run.seed}  best epoch {result['best_epoch']}  "
@@ -140,7 +163,9 @@ class FewShot:
                 data_dir=data_folder(self.dataset, self.root, self.out),
                 dataset_download=self.download,
                 train_size=self.train_size,
-                image_size=self.image_size or _SIZES.get(self.dataset, 84),
+                image_size=_SIZES.get(self.dataset, 84)
+                if self.image_size is None
+                else self.image_size,
                 batch_size=self.batch_size,
                 workers=self.workers,
             ),

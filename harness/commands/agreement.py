@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from scipy.stats import t as student
-
-from harness.agreement import MEASURES, SALIENCY, measure_agreement, variants
-from harness.commands.settings import Settings
+from harness.commands.settings import Settings, each_run
 from harness.markdown import markdown_table
 
 _CONFIDENCE = 0.95
@@ -42,14 +38,24 @@ class Agreement(Settings):
     """Shares of the batch whose saliency is computed."""
 
     def __call__(self) -> None:
-        run, device = self.run(self.method, self.seed), torch.device(self.device)
-        listed = variants(run, self.sizes, self.dtypes, self.fractions)
-        print(table(measure_agreement(run, listed, self.out, self.pairs, device)))
+        from harness.agreement import measure_agreement, variants
+        from harness.runs import in_turn
+
+        runs = each_run(self.run, [self.method], [self.seed])
+        listed = variants(runs[0], self.sizes, self.dtypes, self.fractions)
+        device = self.begin(runs)
+        for run, progress in in_turn(runs, self.out):
+            lines = measure_agreement(run, listed, self.out, self.pairs, device, progress)
+        print(table(lines))
         print(f"results: {self.out / 'agreement.jsonl'}")
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Makes a Markdown table of the lines: means, their 95 % intervals, and the worst pair."""
+    from scipy.stats import t as student
+
+    from harness.agreement import MEASURES, SALIENCY
+
     header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
     rows = []
     for line in lines:

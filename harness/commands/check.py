@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from harness.config import expanded
+
 
 @dataclass(frozen=True)
 class Check:
@@ -35,7 +37,7 @@ class Check:
     def __call__(self) -> None:
         from harness.check import check_folder, describe
 
-        root = self.data_dir.expanduser()
+        root = expanded(self.data_dir)
         mode = "L" if self.in_chans == 1 else "RGB"
         checked = check_folder(root, self.train_split, self.val_split, mode)
         print(describe([checked.train, checked.validation]))

@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from harness.commands.settings import Settings
-from harness.dynamics import MEASURES, follow
+from harness.commands.settings import Settings, each_run
 from harness.markdown import markdown_table
 
 
@@ -35,17 +31,22 @@ class Dynamics(Settings):
     """The number of training images to mix, a multiple of the batch size."""
 
     def __call__(self) -> None:
-        device = torch.device(self.device)
-        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
+        from harness.dynamics import follow
+        from harness.runs import in_turn
+
+        runs = each_run(self.run, self.methods, self.seeds)
+        device = self.begin(runs)
         lines: list[dict[str, Any]] = []
-        for run in tqdm(runs, desc="runs", disable=None):
-            lines += follow(run, self.measured, self.out, self.images, device)
+        for run, progress in in_turn(runs, self.out):
+            lines += follow(run, self.measured, self.out, self.images, device, progress)
         print(table(lines))
         print(f"results: {self.out / 'dynamics.jsonl'}")
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Makes a Markdown table of the lines: a row for each method and epoch, means over seeds."""
+    from harness.dynamics import MEASURES
+
     measures = [name for name in MEASURES if name in lines[0]]
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in lines:

@@ -1,13 +1,8 @@
 """``python -m harness foreground``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-from tqdm import tqdm
-
-from harness.commands.settings import Settings
-from harness.foreground import measurable_methods, measure_foreground, table
-from harness.train import train
+from harness.commands.settings import Settings, each_run
 
 
 @dataclass(frozen=True)
@@ -25,8 +20,8 @@ class Foreground(Settings):
       python -m harness foreground --methods mixup cutmix sage --seeds 0 1 2 --pairs 5000
     """
 
-    methods: tuple[str, ...] = field(default_factory=measurable_methods)
-    """Methods to measure; by default all that are installed, but for manifold, which mixes hidden
+    methods: tuple[str, ...] | None = None
+    """Methods to measure; if None, all that are installed, but for manifold, which mixes hidden
     layers and not images."""
     method: str = "none"
     """The method that the network is trained with."""
@@ -36,11 +31,22 @@ class Foreground(Settings):
     """The number of mixes a method, a multiple of 20."""
 
     def __call__(self) -> None:
-        device = torch.device(self.device)
+        from harness.foreground import (
+            check_foreground,
+            measurable_methods,
+            measure_foreground,
+            table,
+        )
+        from harness.runs import in_turn
+        from harness.train import train
+
+        methods = measurable_methods() if self.methods is None else self.methods
+        runs = each_run(self.run, [self.method], self.seeds)
+        check_foreground(runs[0], methods, self.pairs)
+        device = self.begin(runs)
         lines = []
-        for seed in tqdm(self.seeds, desc="seeds", disable=None):
-            run = self.run(self.method, seed)
-            train(run, self.out, device)
-            lines += measure_foreground(run, self.methods, self.out, self.pairs, device)
+        for run, progress in in_turn(runs, self.out):
+            train(run, self.out, device, progress=progress)
+            lines += measure_foreground(run, methods, self.out, self.pairs, device)
         print(table(lines))
         print(f"results: {self.out / 'foreground.jsonl'}")

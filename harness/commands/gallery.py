@@ -2,11 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from harness.commands.settings import Settings
-from harness.gallery import draw_gallery
-from harness.train import train
+from harness.commands.settings import Settings, each_run
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,11 @@ class Gallery(Settings):
     """Rows of the picture."""
 
     def __call__(self) -> None:
-        run, device = self.run(self.method, self.seed), torch.device(self.device)
-        train(run, self.out, device)
-        print(f"picture: {draw_gallery(run, self.out, self.pairs, device, self.methods)}")
+        from harness.gallery import draw_gallery
+        from harness.runs import in_turn
+
+        runs = each_run(self.run, [self.method], [self.seed])
+        device = self.begin(runs)
+        for run, progress in in_turn(runs, self.out):
+            path = draw_gallery(run, self.out, self.pairs, device, self.methods, progress)
+        print(f"picture: {path}")

@@ -3,12 +3,11 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
-from harness.methods.base import MethodConfig
-from harness.overhead import OverheadConfig, measure_overhead, table
+from harness.config import MethodConfig, OverheadConfig, expanded
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,15 @@ class Overhead(OverheadConfig):
     out: Path = Path("runs")
     """Folder for overhead.json."""
 
+    GOES_ON: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "out", expanded(self.out))
+
     def __call__(self) -> None:
+        from harness.overhead import measure_overhead, table
+
         outcome = measure_overhead(self, self.out)
         if outcome.written:
             path = self.out / "overhead.json"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from harness.report import markdown, read, sections, write
+from harness.config import check_directory, expanded
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,19 @@ class Report:
     out: Path | None = None
     """Folder to write to; the first of the others if not given."""
 
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "directories", tuple(map(expanded, self.directories)))
+        if self.out is not None:
+            object.__setattr__(self, "out", expanded(self.out))
+
     def __call__(self) -> None:
+        from harness.report import markdown, read, sections, write
+
         if not self.directories:
             raise ValueError("name at least one folder that holds a results.jsonl")
+        for directory in self.directories:
+            check_directory(directory)
         contents = sections(read(self.directories))
         print(markdown(contents, pictures=False))
         print()

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from harness.results import read_results
-from harness.robustness import FIGURES, measure_robustness, torchattacks
+from harness.config import check_directory, expanded
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,16 @@ class Robustness:
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
 
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "directory", expanded(self.directory))
+
     def __call__(self) -> None:
+        from harness.device import open_device
+        from harness.results import read_results
+        from harness.robustness import FIGURES, measure_robustness, torchattacks
+
+        check_directory(self.directory)
         path = self.directory / "results.jsonl"
         results = read_results(path)
         if not results:
@@ -44,7 +51,7 @@ class Robustness:
         if self.images is not None and self.images < 1:
             raise ValueError(f"images must be at least 1, got {self.images}")
         torchattacks()
-        device = torch.device(self.device)
+        device = open_device(self.device)
         failed = 0
         with tqdm(total=len(results) * len(FIGURES), desc="figures", disable=None) as bar:
             for number, result in enumerate(results, start=1):

@@ -1,17 +1,26 @@
 """The settings that the commands which train have in common."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
-from timm.utils.distributed import is_distributed_env, world_info_from_env
 
-from harness.config import Amp, BatchNorm, RunConfig, ScheduleConfig
-from harness.data import DataConfig
-from harness.methods.base import MethodConfig
+from harness.config import (
+    Amp,
+    BatchNorm,
+    DataConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+    expanded,
+)
 from harness.presets import PRESETS
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,14 @@ class Settings:
     out: Path = Path("runs")
     """Folder for results.jsonl, checkpoints and pictures."""
 
+    def __post_init__(self) -> None:
+        """Expands ``~``."""
+        object.__setattr__(self, "out", expanded(self.out))
+
     def run(self, method: str, seed: int) -> RunConfig:
+        """Makes the settings of one run."""
+        from timm.utils.distributed import is_distributed_env, world_info_from_env
+
         devices = world_info_from_env()[2] if is_distributed_env() else 1
         return RunConfig(
             method=method,
@@ -64,6 +80,39 @@ class Settings:
             batch_norm=self.batch_norm,
             measured_epochs=self.measured_epochs,
         )
+
+    def begin(self, runs: Sequence[RunConfig]) -> "torch.device":
+        """Checks what can be known before the first run, and finds the device.
+
+        Raises:
+            ValueError: If it is not there, or a run cannot be trained.
+        """
+        from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+        from harness.device import open_device
+        from harness.runs import check_runs
+
+        local = f":{world_info_from_env()[0]}" if is_distributed_env() else ""
+        device = open_device(self.device + (local if self.device == "cuda" else ""))
+        check_runs(runs, self.out)
+        return device
+
+
+Run = TypeVar("Run", bound=RunConfig)
+
+
+def each_run(
+    make: Callable[[str, int], Run], methods: Sequence[str], seeds: Sequence[int]
+) -> list[Run]:
+    """Makes the runs of all methods and seeds, none of them twice.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for name, values in (("methods", methods), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"{name} must name at least one, got none")
+    return list(dict.fromkeys(make(method, seed) for seed in seeds for method in methods))
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-from timm.utils.distributed import init_distributed_device_so
 from tqdm import tqdm
 
-from harness.commands.settings import Settings
+from harness.commands.settings import Settings, each_run
 from harness.config import RunConfig
-from harness.runs import note_runs, run_all
-from harness.train import train
 
 
 @dataclass(frozen=True)
@@ -18,7 +14,7 @@ class Train(Settings):
 
     A run that stands there already is skipped, and one that was cut off goes on from its last
     epoch. One that fails is written to OUT/failures.jsonl, and the others go on. Several devices
-    are used under torchrun.
+    are used by one run under torchrun; the same command, started several times, divides the runs.
 
     Usage examples:
 
@@ -39,14 +35,21 @@ class Train(Settings):
     """Seeds to train with."""
 
     def __call__(self) -> None:
-        runs = [self.run(method, seed) for seed in self.seeds for method in self.methods]
+        import torch
+        from timm.utils.distributed import init_distributed_device_so
+
+        from harness.runs import note_runs, run_all
+        from harness.train import Progress, train
+
+        runs = each_run(self.run, self.methods, self.seeds)
+        self.begin(runs)
         place = init_distributed_device_so(self.device)
         device, rank = torch.device(place["device"]), place["global_rank"]
         if rank == 0:
             note_runs(runs, self.out)
 
-        def call(run: RunConfig) -> None:
-            line = train(run, self.out, device, rank)
+        def call(run: RunConfig, progress: Progress) -> None:
+            line = train(run, self.out, device, rank, progress=progress)
             if rank == 0:
                 tqdm.write(
                     f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
@@ -54,7 +57,7 @@ class Train(Settings):
                 )
 
         try:
-            run_all(runs, call, self.out, distributed=place["distributed"], shown=rank == 0)
+            run_all(runs, call, self.out, rank)
         finally:
             if rank == 0:
                 tqdm.write(f"results: {self.out / 'results.jsonl'}")

@@ -101,6 +101,38 @@ def test_bad_input_ends_with_one_line_and_no_traceback(tmp_path):
     assert re.fullmatch(message, result.stderr)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("--device foo", "device='foo' is not there: .+"),
+        ("--seeds 123456", r"seed must be in \[0, 42938\], got 123456"),
+        ("--episode-seed -1", "episode_seed must be at least 0, got -1"),
+        ("--shots 0", "shots must be at least 1, got 0"),
+        ("--classifiers forest", r"classifiers must be of centroid, .*, got \['forest'\]"),
+        ("--validation.episodes 1", "validation.episodes must be at least 2, got 1"),
+        ("--learner protonet --tasks.ways 1", "tasks.ways must be at least 2, got 1"),
+        (
+            "--learner maml --tasks.adaptation-lr nan",
+            r"tasks.adaptation_lr must be in \(0, inf\).*",
+        ),
+        ("--methods none --lambda-max 3", r"lambda_max must be in \(0, 1\], got 3.0"),
+        ("--image-size 0", "image_size must be at least 1, got 0"),
+        ("--backbone resnet12", "model='resnet12' does not go with image_size=16: .*got 16: .*"),
+        ("--train-size 7", "train_size must be a multiple of the 64 classes, got 7"),
+        ("--train-size 64 --batch-size 66", "batch_size=66 is more than the 64 training images"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    glyph_root, tmp_path, capsys, monkeypatch, options, text
+):
+    small = f"--image-size 16 --train-size 64 --root {glyph_root} --out {tmp_path}/out"
+    monkeypatch.setattr(sys, "argv", ["fewshot", *small.split(), *options.split()])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert re.fullmatch(f"fewshot: {text}\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def documented():
     """The arguments of all commands in the documents, and of the options in their tables."""
     for name in ("README.md", "docs/fewshot.md", "docs/results.md"):

@@ -107,4 +107,4 @@ def test_too_few_classes_or_images():
 )
 def test_numbers_too_small(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
-        EpisodeConfig(**{name: value})
+        EpisodeConfig(**{name: value}).check()

@@ -172,7 +172,7 @@ def test_the_labels_of_the_novel_classes_do_not_reach_the_backbone(tiny, tmp_pat
 )
 def test_bad_settings_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
-        EvaluationConfig(**change)
+        EvaluationConfig(**change).check()
 
 
 def test_a_split_without_enough_images_is_refused_before_training(tiny, tmp_path):

@@ -47,7 +47,8 @@ def run(config, out, measure=None):
 
 
 def untimed(line):
-    kept = {k: v for k, v in line.items() if k not in ("step_ms", "train_seconds", "history")}
+    of_the_machine = ("step_ms", "train_seconds", "finished", "history")
+    kept = {k: v for k, v in line.items() if k not in of_the_machine}
     history = [
         {k: v for k, v in epoch.items() if k not in ("step_ms", "seconds")}
         for epoch in line["history"]

@@ -81,13 +81,13 @@ def test_the_classes_of_a_part_are_those_of_its_images():
     [
         ({"ways": 1}, "tasks.ways must be at least 2, got 1"),
         ({"adaptation_steps": 0}, "tasks.adaptation_steps must be at least 1, got 0"),
-        ({"adaptation_lr": 0.0}, "tasks.adaptation_lr must be above 0, got 0.0"),
+        ({"adaptation_lr": 0.0}, r"tasks.adaptation_lr must be in \(0, inf\), got 0.0"),
         ({"queries": 15}, "must be even, since timm's Mixup mixes pairs .* got 5 times 15"),
     ],
 )
 def test_bad_tasks_are_refused(settings, text):
     with pytest.raises(ValueError, match=text):
-        TaskConfig(**settings)
+        TaskConfig(**settings).check()
 
 
 def test_tasks_of_more_images_than_there_are_are_refused():

@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-import harness.config
+import harness.data
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
 
 
 def test_settings_come_back_from_a_results_line(monkeypatch):
-    monkeypatch.setattr(harness.config, "fingerprint", lambda data: data.dataset)
+    monkeypatch.setattr(harness.data, "fingerprint", lambda data: data.dataset)
     config = RunConfig(
         "sage",
         seed=3,

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,7 @@ from PIL import Image
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.gallery import draw_gallery
-from harness.train import train
+from harness.train import checkpoint_path, train
 
 CPU = torch.device("cpu")
 PEERS = ("mixup", "cutmix", "saliencymix", "puzzlemix", "sage")
@@ -36,11 +34,18 @@ def test_draws_one_row_a_pair_and_one_column_a_method(tmp_path):
     assert sizes[1][1] > 2 * sizes[0][1]
 
 
-def test_needs_a_trained_network_and_enough_images(tmp_path):
-    with pytest.raises(ValueError, match="train this run first, with the same settings"):
-        draw_gallery(TINY, tmp_path, 2, CPU, PEERS)
-    train(TINY, tmp_path, CPU)
+def test_needs_enough_images_before_it_trains(tmp_path):
     with pytest.raises(ValueError, match=r"pairs=101 takes 202 images, the split has 200"):
-        draw_gallery(TINY, tmp_path, 101, CPU)
-    with pytest.raises(ValueError, match="train this run first"):
-        draw_gallery(replace(TINY, seed=1), tmp_path, 2, CPU)
+        draw_gallery(TINY, tmp_path, 101, CPU, PEERS)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_a_finished_run_that_is_gone_or_broken_is_named(tmp_path):
+    train(TINY, tmp_path, CPU)
+    checkpoint = checkpoint_path(TINY, tmp_path)
+    checkpoint.write_bytes(b"half of")
+    with pytest.raises(ValueError, match=rf"{checkpoint} is broken .*: train in another folder"):
+        draw_gallery(TINY, tmp_path, 2, CPU, PEERS)
+    checkpoint.unlink()
+    with pytest.raises(ValueError, match=f"no checkpoint {checkpoint}"):
+        draw_gallery(TINY, tmp_path, 2, CPU, PEERS)

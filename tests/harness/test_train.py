@@ -1,23 +1,26 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import torch
 
+import harness.train
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.results import read_results
-from harness.train import load_model, train
+from harness.results import load_checkpoint, read_results
+from harness.train import checkpoint_path, load_model, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -36,7 +39,8 @@ FLAGS = [
 
 def untimed(line):
     """A result without the figures that depend on the machine's mood."""
-    kept = {k: v for k, v in line.items() if k not in ("step_ms", "train_seconds", "history")}
+    of_the_machine = ("step_ms", "train_seconds", "finished", "history")
+    kept = {k: v for k, v in line.items() if k not in of_the_machine}
     history = [
         {k: v for k, v in epoch.items() if k not in ("step_ms", "seconds")}
         for epoch in line["history"]
@@ -104,6 +108,49 @@ def test_a_run_that_stands_there_is_skipped(tmp_path):
     assert train(TINY, tmp_path, CPU) == line
     assert time.perf_counter() - started < 1
     assert len(read_results(tmp_path / "results.jsonl")) == 1
+
+
+def test_a_log_says_what_was_skipped_resumed_and_trained(tmp_path, capsys, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    config = replace(TINY, method="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.train._Run, "result", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, measured_epochs=1), tmp_path, CPU)
+    epochs = capsys.readouterr().err.splitlines()
+    assert len(epochs) == 3
+    assert re.fullmatch(r" +none  seed 1  epoch 1/3  loss \d\.\d{4}  \d+\.\d s", epochs[0])
+    assert re.search(r"epoch 3/3  loss \d\.\d{4}  top-1 +\d+\.\d\d %  \d+\.\d s$", epochs[2])
+    line = train(replace(config, measured_epochs=1), tmp_path, CPU)
+    assert capsys.readouterr().err == "    none  seed 1  resumed at epoch 3 of 3\n"
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(line["finished"])
+    assert age < timedelta(minutes=5)
+    train(replace(config, measured_epochs=1), tmp_path, CPU)
+    day = line["finished"][:10]
+    assert capsys.readouterr().err == f"    none  seed 1  skipped, done on {day}\n"
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+def test_a_broken_checkpoint_is_set_aside_and_the_run_starts_anew(tmp_path, capsys, damage):
+    config = replace(TINY, method="none")
+    line = train(config, tmp_path, CPU)
+    (tmp_path / "results.jsonl").unlink()
+    checkpoint = checkpoint_path(config, tmp_path)
+    if damage == "other":
+        torch.save({"model": {}, "history": line["history"]}, checkpoint)
+    else:
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"no checkpoint")
+    broken = checkpoint.read_bytes()
+    capsys.readouterr()
+    assert untimed(train(config, tmp_path, CPU)) == untimed(line)
+    aside = checkpoint.with_suffix(".broken")
+    assert aside.read_bytes() == broken
+    said = rf"    none  seed 1  starts anew: its checkpoint was broken, and is now {aside}: .+"
+    assert re.fullmatch(said, capsys.readouterr().err.splitlines()[0])
+    assert load_checkpoint(checkpoint, CPU)["history"]
 
 
 def test_another_setting_is_another_run(tmp_path):
