@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.results import append_result, read_results
+from harness.results import RUN, append_result, read_results
 
 
 def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
@@ -18,7 +18,7 @@ def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
         ValueError: If a run's data set cannot be opened.
     """
     path = out / "runs.jsonl"
-    known = [line["config"] for line in read_results(path)]
+    known = [line["config"] for line in read_results(path, RUN)]
     for run in runs:
         if run.identity() not in known:
             append_result(path, _header(run))

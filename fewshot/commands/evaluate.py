@@ -12,7 +12,7 @@ from fewshot.commands.train import data_folder
 from fewshot.config import PREFIX, FewShotConfig
 from fewshot.measure import EvaluationConfig, evaluate
 from fewshot.table import table
-from harness.results import read_results
+from harness.results import RUN, read_results
 from harness.runs import run_all
 
 
@@ -37,7 +37,11 @@ class Evaluate:
 
     def __call__(self) -> None:
         path = self.directory / "results.jsonl"
-        results = [r for r in read_results(path) if r["dataset"].startswith(PREFIX)]
+        results = [
+            r
+            for r in read_results(path, {**RUN, "dataset": str})
+            if r["dataset"].startswith(PREFIX)
+        ]
         if not results:
             raise ValueError(f"no few-shot results in {path}")
         runs = []

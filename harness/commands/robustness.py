@@ -8,7 +8,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from harness.results import read_results
+from harness.results import RUN, read_results
 from harness.robustness import FIGURES, measure_robustness, torchattacks
 
 
@@ -38,7 +38,7 @@ class Robustness:
 
     def __call__(self) -> None:
         path = self.directory / "results.jsonl"
-        results = read_results(path)
+        results = read_results(path, RUN)
         if not results:
             raise ValueError(f"no results in {path}")
         if self.images is not None and self.images < 1:
