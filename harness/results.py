@@ -101,9 +101,9 @@ def read_lines(
             f"{path} is not a file of results: {_numbers(foreign)} of it, all that it has, should "
             f"each be {kind}"
         )
-    parts = [f"{_numbers(blank)} blank"] if blank else []
-    parts += [f"{_numbers(foreign)} not {kind}"] if foreign else []
-    return found, f"{path}: skipped {', and '.join(parts)}" if parts else ""
+    parts = [f"{_numbers(blank)} (blank)"] if blank else []
+    parts += [f"{_numbers(foreign)} (not {kind})"] if foreign else []
+    return found, f"{path}: skipped {' and '.join(parts)}" if parts else ""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,16 +1,13 @@
 """``python -m harness agreement``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from scipy.stats import t as student
 
-from harness.agreement import MEASURES, SALIENCY, measure_agreement, variants
+from harness.agreement import measure_agreement, table, variants
 from harness.commands.settings import Settings
 from harness.markdown import markdown_table
-
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,24 +41,6 @@ class Agreement(Settings):
     def __call__(self) -> None:
         run, device = self.run(self.method, self.seed), torch.device(self.device)
         listed = variants(run, self.sizes, self.dtypes, self.fractions)
-        print(table(measure_agreement(run, listed, self.out, self.pairs, device)))
+        lines = measure_agreement(run, listed, self.out, self.pairs, device)
+        print(markdown_table(*table(lines)))
         print(f"results: {self.out / 'agreement.jsonl'}")
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Makes a Markdown table of the lines: means, their 95 % intervals, and the worst pair."""
-    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
-    rows = []
-    for line in lines:
-        size, dtype, fraction = (line[name] for name in SALIENCY)
-        saliency = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
-        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
-        row = [f"{size} pixels" if size else saliency, line["search"] + share]
-        batches = line["pairs"] // line["config"]["data"]["batch_size"]
-        quantile = student.ppf((1 + _CONFIDENCE) / 2, batches - 1)
-        for name in MEASURES:
-            row.append(f"{line[name]:.4f} ± {quantile * line['standard_error'][name]:.4f}")
-            if name in line["worst"]:
-                row.append(f"{line['worst'][name]:.4f}")
-        rows.append(row)
-    return markdown_table([*header, "same translation"], rows)

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from harness.commands.settings import Settings
-from harness.dynamics import MEASURES, follow
+from harness.dynamics import follow, table
 from harness.markdown import markdown_table
 
 
@@ -40,22 +40,5 @@ class Dynamics(Settings):
         lines: list[dict[str, Any]] = []
         for run in tqdm(runs, desc="runs", disable=None):
             lines += follow(run, self.measured, self.out, self.images, device)
-        print(table(lines))
+        print(markdown_table(*table(lines)))
         print(f"results: {self.out / 'dynamics.jsonl'}")
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Makes a Markdown table of the lines: a row for each method and epoch, means over seeds."""
-    measures = [name for name in MEASURES if name in lines[0]]
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for line in lines:
-        rows.setdefault((line["method"], line["epoch"]), []).append(line)
-    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
-    return markdown_table(
-        header,
-        [
-            [method, " ".join(str(line["seed"]) for line in of_row), str(epoch)]
-            + [f"{sum(line[name] for line in of_row) / len(of_row):.3f}" for name in measures]
-            for (method, epoch), of_row in rows.items()
-        ],
-    )

@@ -46,6 +46,27 @@ class Picture:
         return file.getvalue()
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A picture that another command has drawn."""
+
+    name: str
+    title: str
+    alt: str
+    content: bytes
+    """PNG."""
+
+    def png(self, theme: Theme) -> bytes:
+        """Gives it as it is, whatever the theme."""
+        return self.content
+
+
+def gallery_photo(content: bytes) -> Photo:
+    """Shows what ``harness gallery`` has drawn."""
+    alt = "Pairs of images, their saliency, SAGE's mask, and the mix of each method"
+    return Photo("gallery", "Pairs, saliency, mask and mixes", alt, content)
+
+
 def accuracy_pictures(setting: Setting, styles: Styles) -> list[Picture]:
     """Accuracy against training time, and the learning curves."""
     pictures = []

@@ -78,8 +78,8 @@ def test_blank_and_foreign_lines_are_skipped_and_named_once(tmp_path, capsys):
     for _ in range(2):
         assert [line["seed"] for line in read_results(path, RUN)] == [0, 1]
     assert capsys.readouterr().err == (
-        f"{path}: skipped lines 2, 6 blank, and lines 3 to 5, 7 to 8 not a JSON object with "
-        "method, seed, config\n"
+        f"{path}: skipped lines 2, 6 (blank) and lines 3 to 5, 7 to 8 (not a JSON object with "
+        "method, seed, config)\n"
     )
     append_result(path, {**good, "seed": 2})
     assert [line["seed"] for line in read_results(path, RUN)] == [0, 1, 2]
