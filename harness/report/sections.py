@@ -10,10 +10,9 @@ from harness.report.findings import findings
 from harness.report.novel_tables import difference_table, novel_tables
 from harness.report.overhead import Overhead, overhead_table, overheads
 from harness.report.plots import (
-    Photo,
     Picture,
     accuracy_pictures,
-    gallery_photo,
+    gallery_picture,
     novel_picture,
     overhead_picture,
     robustness_pictures,
@@ -37,7 +36,7 @@ class Part:
     """A table and the pictures that belong to it, or one of the two."""
 
     table: Table | None
-    pictures: list[Picture | Photo] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def sections(lines: Lines) -> list[Section]:
             parts.append(Part(overhead_table(cost), [picture] if picture else []))
         made.append(Section("Cost of a step", "", [], parts))
     if lines.galleries:
-        photos = [gallery_photo(content) for content in lines.galleries]
-        made.append(Section("Pairs and their mixes", "", [], [Part(None, photos)]))
+        pictures = [gallery_picture(content) for content in lines.galleries]
+        made.append(Section("Pairs and their mixes", "", [], [Part(None, pictures)]))
     if lines.skipped:
         made.append(Section("Lines that were skipped", "", lines.skipped, []))
     return _with_names_of_their_own(made)
@@ -117,7 +116,7 @@ def _with_names_of_their_own(made: list[Section]) -> list[Section]:
     ]
     counts = dict.fromkeys(names, 0)
 
-    def named(picture: Picture | Photo) -> Picture | Photo:
+    def named(picture: Picture) -> Picture:
         if names.count(picture.name) == 1:
             return picture
         counts[picture.name] += 1

@@ -12,7 +12,7 @@ from harness.report import read, sections
 from harness.report.episodes import draws
 from harness.report.plots import novel_picture
 from harness.report.settings import settings
-from harness.report.style import DARK, LIGHT, styles
+from harness.report.style import SETTINGS, styles
 from tests.report_inputs import (
     benchmark,
     episodes,
@@ -297,8 +297,7 @@ def test_foreign_lines_are_skipped_and_named(tmp_path, capsys):
     assert "## Lines that were skipped\n\n- " in text
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
-def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers, theme):
+def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers):
     lines = [episodes(m, s, correct, shots) for (m, s, shots), correct in answers.items()]
     lines.append(episodes("cutmix", 0, draw(0, 0.5), shots=5, interval=1.5))
     lines.append(
@@ -308,8 +307,8 @@ def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers, theme)
     (setting,) = settings(read([tmp_path]))
     at, looks = draws(setting)[-1], styles(["none", "mixup", "cutmix", "sage"])
     picture = novel_picture(setting, at, "5-way", looks)
-    with mpl.rc_context(theme.settings):
-        figure = picture.draw(theme)
+    with mpl.rc_context(SETTINGS):
+        figure = picture.draw()
         figure.draw_without_rendering()
     assert [axes.get_title() for axes in figure.axes] == ["1-shot", "5-shot"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -321,7 +320,7 @@ def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers, theme)
             ((x, y),) = dot.get_xydata()
             (segment,) = bar.get_segments()
             name = names[round(y)]
-            assert dot.get_color() == looks[name].lines(theme)["color"]
+            assert dot.get_color() == looks[name].lines()["color"]
             dots[name] = (x, (segment[1, 0] - segment[0, 0]) / 2)
         expected = {}
         for name in ("none", "mixup", "sage"):
