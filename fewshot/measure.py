@@ -19,7 +19,7 @@ from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
 from harness.episode_counts import pack
-from harness.results import append_result, read_results
+from harness.results import RUN, append_result, read_results
 from harness.train import load_model
 
 _IDENTITY = (
@@ -114,7 +114,7 @@ def evaluate(
     evaluation.check()
     _check_ways(config, evaluation)
     path = out / "episodes.jsonl"
-    known = {_key(line): line for line in read_results(path)}
+    known = {_key(line): line for line in read_results(path, RUN)}
     header = {
         "method": config.method,
         "seed": config.seed,

@@ -22,7 +22,7 @@ from harness.config import RunConfig
 from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
 from harness.device import autocast, device_name
 from harness.methods.base import evaluation_mode, needs
-from harness.results import append_result, load_checkpoint, read_results
+from harness.results import RUN, append_result, load_checkpoint, read_results
 from harness.train import checkpoint_path, load_model
 
 ATTACKS = ("fgsm", "pgd")
@@ -217,9 +217,9 @@ def measure_robustness(
     places = draw_places(result["validation_size"], images)
     path = out / "robustness.jsonl"
     there = {
-        (line["kind"], line["strength"]): line
-        for line in read_results(path)
-        if line["config"] == result["config"] and line["images"] == len(places)
+        (line.get("kind"), line.get("strength")): line
+        for line in read_results(path, RUN)
+        if line["config"] == result["config"] and line.get("images") == len(places)
     }
     opened = None
     for figure in FIGURES:

@@ -19,7 +19,7 @@ from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
 from harness.models import create_network
-from harness.results import append_result, read_results
+from harness.results import RUN, append_result, read_results
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
@@ -69,7 +69,7 @@ def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
     headers = [_header(run) for run in runs]
     path = out / "runs.jsonl"
     with FileLock(_lock_path(out, "runs")):
-        known = [line["config"] for line in read_results(path)]
+        known = [line["config"] for line in read_results(path, RUN)]
         for header in headers:
             if header["config"] not in known:
                 append_result(path, header)
