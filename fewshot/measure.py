@@ -81,15 +81,11 @@ def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
     novel = load_splits(config.novel, config.seed).validation
     if config.learner != "classifier":
         TaskBatches(targets_of(splits.train), config.tasks)
-    place = f"split {{}} of {config.data.data_dir}"
-    check_counts(
-        splits.validation.targets,
-        config.validation,
-        splits.validation.classes,
-        place.format("validation"),
-    )
+    place, validation = f"of {config.data.data_dir}", splits.validation
+    where = f"split 'validation' {place}"
+    check_counts(validation.targets, config.validation, validation.classes, where)
     for setting in evaluation.settings():
-        check_counts(novel.targets, setting, novel.classes, place.format("test"))
+        check_counts(novel.targets, setting, novel.classes, f"split 'test' {place}")
         _draw(tuple(novel.targets), setting)
 
 

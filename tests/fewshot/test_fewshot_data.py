@@ -12,11 +12,16 @@ from learn2learn.vision.datasets import MiniImagenet
 from torch.utils.data import DataLoader
 
 import fewshot.glyphs
+import fewshot.registered
+from fewshot.config import PREFIX, EpisodeConfig, EvaluationConfig, FewShotConfig
 from fewshot.data import NAMES, open_split
 from fewshot.glyphs import write_glyphs
+from fewshot.measure import check_episodes
+from harness.config import DataConfig
+from harness.data import load_splits
 from harness.glyphs import CLASSES as GLYPHS
 from tests import fewshot_inputs
-from tests.fewshot_inputs import CLASSES, MAKERS, SPLITS
+from tests.fewshot_inputs import CLASSES, EACH, MAKERS, SPLITS
 
 SCRIPTS = (
     "123456789",
@@ -303,6 +308,63 @@ def test_a_folder_without_a_split_or_with_an_empty_class_is_told(tmp_path):
     shutil.rmtree(tmp_path / "validation")
     with pytest.raises(ValueError, match=r"no folder validation or val or valid for the split"):
         read("folder", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_validation_may_have_another_name(tmp_path, name):
+    fewshot_inputs.folder(tmp_path)
+    (tmp_path / "validation").rename(tmp_path / name)
+    assert read("folder", tmp_path, "validation").classes == CLASSES["validation"]
+
+
+def test_hidden_copies_are_no_images(tmp_path):
+    """They would put support images among the queries."""
+    fewshot_inputs.folder(tmp_path)
+    for image in [*(tmp_path / "test").glob("*/*.png")]:
+        for copy in (
+            image.parent / ".ipynb_checkpoints" / image.name,
+            image.parent / f"._{image.name}",
+        ):
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(image, copy)
+    assert len(read("folder", tmp_path)) == EACH * len(CLASSES["test"])
+
+
+def test_copies_are_counted_within_a_split_and_between_two(tmp_path, capsys):
+    fewshot_inputs.folder(tmp_path)
+    image = next((tmp_path / "test" / "n07").iterdir())
+    shutil.copy(image, image.with_name("copy.png"))
+    shutil.copy(image, tmp_path / "train" / "n01" / "taken.png")
+    read("folder", tmp_path)
+    said = capsys.readouterr().err
+    assert "1 images of 'test' are copies of others: n07/" in said
+    assert "2 images of 'test' are in 'train' too: " in said
+
+
+def test_one_base_class_is_refused(tmp_path):
+    fewshot_inputs.folder(tmp_path)
+    for name in CLASSES["train"][1:]:
+        shutil.rmtree(tmp_path / "train" / name)
+    config = DataConfig(PREFIX + "folder", str(tmp_path), image_size=16)
+    with pytest.raises(ValueError, match="has one class to train on, 'n01'"):
+        load_splits(config, seed=0)
+
+
+def test_a_class_that_episodes_lack_images_of_is_named(tmp_path):
+    fewshot_inputs.folder(tmp_path)
+    next((tmp_path / "test" / "n08").iterdir()).unlink()
+    settings = {"ways": 2, "shots": 2, "queries": 3}
+    run = FewShotConfig(
+        "none",
+        0,
+        "cnn4_32",
+        DataConfig(PREFIX + "folder", str(tmp_path), image_size=16),
+        validation=EpisodeConfig(**settings),
+    )
+    evaluation = EvaluationConfig(ways=2, shots=(2,), queries=3, episodes=2)
+    told = f"split 'test' of {tmp_path}: shots=2 and queries=3 take 5 .* class 'n08' has 4"
+    with pytest.raises(ValueError, match=told):
+        check_episodes(run, evaluation)
 
 
 @pytest.mark.parametrize("name", ["folder", "tiered-imagenet"])
