@@ -308,7 +308,7 @@ class _Run:
             "torch": torch.__version__,
             "timm": timm.__version__,
             "config": config.identity(),
-            "history": [without(line, "class_accuracy") for line in self.history],
+            "history": [_without(line, "class_accuracy") for line in self.history],
         }
         marked: dict[str, Any] = finite(line)
         return marked if all_finite(line) else marked | {"diverged": True}
@@ -323,7 +323,7 @@ class _Run:
         if self.validation.best:
             best = _best_epoch(self.history)
             return measured[best] | {"best_epoch": best + 1}
-        last = without(measured[-1], "class_accuracy")
+        last = _without(measured[-1], "class_accuracy")
         classes = {name: figure for name, figure in measured[-1].items() if name not in last}
         medians = {
             name: _median([line[name] for line in measured if name in line]) for name in last
@@ -403,7 +403,7 @@ def checkpoint_path(config: RunConfig, out: Path) -> Path:
     return out / "checkpoints" / f"{config.name()}.pt"
 
 
-def without(line: dict[str, Any], name: str) -> dict[str, Any]:
+def _without(line: dict[str, Any], name: str) -> dict[str, Any]:
     """Copies a dictionary less one of its keys."""
     return {key: value for key, value in line.items() if key != name}
 

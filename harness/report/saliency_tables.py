@@ -51,9 +51,15 @@ def agreement_tables(setting: Setting) -> list[Table]:
         groups.setdefault(network, {})[variant] = line  # of two, the later counts
     tables = []
     for lines in ([*group.values()] for group in groups.values()):
-        method = lines[0]["config"].get("method")
-        note = _AGREEMENT.format(lines[0]["pairs"], method, lines[0]["seed"])
-        tables.append(_table("Agreement with the full method", agreement.table(lines), note))
+        method, seed = lines[0]["config"].get("method"), lines[0]["seed"]
+        note = _AGREEMENT.format(lines[0]["pairs"], method, seed)
+        table = _table("Agreement with the full method", agreement.table(lines), note)
+        own = own_settings(str(method), lines[0]["config"].get("mixing", {}))
+        if any((r.method, r.own) == (method, own) and seed in r.diverged for r in setting.methods):
+            table.remarks.append(
+                "The network has diverged: its figures say nothing of the variants"
+            )
+        tables.append(table)
     return tables
 
 

@@ -65,6 +65,10 @@ class MethodRuns:
         for lines in (self.results, *self.robustness.values(), *self.episodes.values()):
             for seed in self.diverged:
                 lines.pop(seed, None)
+        self.robustness = {
+            condition: lines for condition, lines in self.robustness.items() if lines
+        }
+        self.episodes = {evaluation: lines for evaluation, lines in self.episodes.items() if lines}
 
     def seeds(self) -> set[int]:
         """All seeds that the method was to be trained with."""
@@ -243,7 +247,11 @@ def _name(found: list[Setting]) -> None:
             ("{}", None if setting.learner == "classifier" else setting.learner),
         )
         words = [text.format(value) for text, value in parts if value is not None]
-        words += [f"{name.split('.')[-1]} {values[name]}" for name in differing if name in values]
+        words += [
+            f"{name.split('.')[-1]} {values[name]}"
+            for name in differing
+            if values.get(name, "") != ""
+        ]
         setting.title = ", ".join(words)
 
 

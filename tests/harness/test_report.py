@@ -252,6 +252,16 @@ def test_a_run_that_diverged_is_named_and_counts_for_nothing(tmp_path, older):
     ]
 
 
+def test_where_all_runs_diverged_there_is_still_a_page(tmp_path):
+    lines = [result(m, 0, nll=None, diverged=True) for m in ("none", "sage")]
+    write_lines(tmp_path / "results.jsonl", lines)
+    write_lines(tmp_path / "robustness.jsonl", [robustness("sage", 0, "noise", 0.1, 1.0)])
+    Report((tmp_path,))()
+    text = (tmp_path / "report.md").read_text()
+    assert table(text, "Accuracy and time")["sage"]["seeds"] == "diverged 0"
+    assert "Robustness" not in text
+
+
 def test_unequal_classes_show_their_accuracies(tmp_path):
     """Each picture is called cat, which 91 of 100 are: top-1 is 91 %, and no dog is found."""
     names = ["cat", "d|og", "<b>"]

@@ -77,6 +77,9 @@ def test_agreement(tmp_path):
         "on 300 pairs of validation images, by the saliency of a network trained with none" in text
     )
     assert text.count("\n## ") == 1
+    assert "has diverged" not in text
+    bad = result("none", 0, train_loss=None, diverged=True)
+    assert report(tmp_path, results=[bad]).count("\n- The network has diverged") == 1
 
 
 def test_the_gallery_is_shown_as_it_is(tmp_path):

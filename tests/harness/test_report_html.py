@@ -61,6 +61,9 @@ def html(tmp_path_factory):
     write_lines(path / "failures.jsonl", [failure("mixup", 1, f"ValueError: {hostile}")])
     write_lines(path / "robustness.jsonl", [robustness("sage", 0, "<i>noise", 0.1, 40.0)])
     write_benchmarks(path / "overhead.json", [benchmark("sage", "step", 160.0, 2.0)])
+    Image.new("RGB", (8, 4), "red").save(path / "gallery.png")
+    with (path / "results.jsonl").open("a") as file:
+        file.write("foreign\n")
     write(sections(read([path])), path)
     return (path / "report.html").read_text()
 
@@ -86,7 +89,7 @@ def test_it_needs_no_other_file(html):
     assert all(address.startswith(("data:", "#section-")) for address in addresses)
     assert not re.search(r"url\(|@import", html)
     pictures = [image["src"] for image in page.attributes("img")]
-    assert len(set(pictures)) == len(pictures) == 5
+    assert len(set(pictures)) == len(pictures) == 6
     for picture in pictures:
         kind, _, content = picture.partition(",")
         assert kind == "data:image/png;base64"
@@ -104,7 +107,12 @@ def test_it_says_what_it_is(html):
     assert viewport in page.attributes("meta")
     assert page.text("title") == ["Is SAGE worth it?"]
     assert page.text("h1") == ["Is SAGE worth it?"]
-    assert len(page.text("h2")) == 2
+    assert page.text("h2")[1:] == [
+        "Cost of a step",
+        "Pairs and their mixes",
+        "Lines that were skipped",
+    ]
+    assert any("results.jsonl: skipped line 5" in text for text in page.text("li"))
     assert all(image["alt"] for image in page.attributes("img"))
     identities = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(identities) == len(set(identities))
