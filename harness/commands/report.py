@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from harness.config import check_directory, expanded
+from harness.config import check_directory, expanded, make_directory
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Report:
             raise ValueError("name at least one folder that holds a results.jsonl")
         for directory in self.directories:
             check_directory(directory)
+        make_directory(self.out or self.directories[0])
         contents = sections(read(self.directories))
         print(markdown(contents, pictures=False))
         print()
