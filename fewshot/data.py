@@ -12,12 +12,22 @@ from learn2learn.vision import datasets
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
 from fewshot.cifarfs import open_cifarfs
 from fewshot.files import SPLITS, ensure_files, names_file, tiered_images
 from fewshot.glyphs import write_glyphs
 from fewshot.layouts import fc100_name
+from fewshot.pickles import load_plain
+from harness.check import check_modes, check_readable, headers, oddities, same_images, say
+from harness.folders import (
+    VALIDATION_NAMES,
+    ImageFolder,
+    as_mode,
+    find_split,
+    listed,
+    read_folder,
+    read_image,
+)
 
 NAMES = ("glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100")
 
@@ -52,7 +62,8 @@ def open_split(name: str, root: Path, split: str, *, download: bool, image_size:
 
     Args:
         name: One of :data:`NAMES`.
-        root: Where the files are; ``folder`` expects ``train|validation|test/CLASS/*.jpg`` in it.
+        root: Where the files are; ``folder`` expects ``train|validation|test/CLASS/`` in it, with
+            images at any depth; ``val`` or ``valid`` will do for validation.
         split: train (base classes), validation or test (novel classes).
         download: Fetch missing files of learn2learn's data sets.
         image_size: Height and width of the glyphs in pixels; other images keep their size.
@@ -89,8 +100,10 @@ def _check_disjoint(name: str, root: Path) -> None:
         if common:
             raise ValueError(
                 f"dataset={name!r} with root={str(root)!r} has classes that are both in {one} and "
-                f"in {other}: {', '.join(common[:5])}{' ...' if len(common) > 5 else ''}"
+                f"in {other}: {listed(common)}"
             )
+    if name == "folder":
+        _compare_folders(root)
 
 
 @cache
@@ -113,20 +126,42 @@ def _open(name: str, root: Path, split: str) -> ClassSplit:
         return ClassSplit(opened.targets, opened.classes, partial(_image_in, opened))
     if name == "fc100":
         return _open_fc100(root, split)
-    opened = datasets.MiniImagenet(str(root), split)
-    # Only the bytes are kept: its own images are a copy in float32.
-    image = partial(_image_of_array, opened.data["image_data"])
-    return ClassSplit(opened.y.astype(int).tolist(), list(opened.class_idx), image)
+    return _open_mini_imagenet(root / names_file(name, split).place)
+
+
+@cache
+def _read_folder(root: Path, split: str) -> ImageFolder:
+    others = VALIDATION_NAMES if split == VALIDATION_NAMES[0] else ()
+    folder = read_folder(find_split(root, split, others))
+    found = headers(folder)
+    check_modes(folder, found)
+    check_readable(folder, "RGB")
+    say(root, oddities(folder, found))
+    return folder
 
 
 def _open_folder(root: Path, split: str) -> ClassSplit:
-    try:
-        opened = ImageFolder(str(root / split))
-    except OSError as error:
-        raise ValueError(
-            f"dataset='folder' expects images in root/{split}/CLASS/, root={str(root)!r}: {error}"
-        ) from error
-    return ClassSplit(opened.targets, opened.classes, partial(_image_in, opened))
+    folder = _read_folder(root, split)
+    return ClassSplit(folder.targets, folder.classes, partial(_image_of_file, folder.files))
+
+
+def _compare_folders(root: Path) -> None:
+    """Says which images are in two splits, whose classes have other names."""
+    for one, other in combinations(SPLITS, 2):
+        same = same_images(_read_folder(root, one), _read_folder(root, other))
+        if same:
+            say(root, [f"{len(same)} images of {other!r} are in {one!r} too: {listed(same)}"])
+
+
+def _open_mini_imagenet(path: Path) -> ClassSplit:
+    """Reads what learn2learn's ``MiniImagenet`` reads, which also makes a copy in float32."""
+    content = load_plain(path)
+    images = np.asarray(content["image_data"])
+    targets = np.empty(len(images), dtype=int)
+    for target, indices in enumerate(content["class_dict"].values()):
+        targets[np.asarray(indices)] = target
+    names = list(map(str, content["class_dict"]))
+    return ClassSplit(targets.tolist(), names, partial(_image_of_array, images))
 
 
 def _open_tiered(root: Path, split: str) -> ClassSplit:
@@ -154,11 +189,12 @@ def _image_of_array(images: NDArray[np.uint8], index: int) -> Image.Image:
     return Image.fromarray(images[index])
 
 
+def _image_of_file(files: Sequence[Path], index: int) -> Image.Image:
+    return read_image(files[index], "RGB")
+
+
 def _image_in(dataset: Any, index: int) -> Image.Image:
     try:
-        image: Image.Image = dataset[index][0].convert("RGB")
-    except OSError as error:
-        of_folder = isinstance(dataset, ImageFolder)
-        name = dataset.samples[index][0] if of_folder else f"{dataset.root}, image {index}"
-        raise ValueError(f"{name} is no whole image: {error}") from error
-    return image
+        return as_mode(dataset[index][0], "RGB")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{dataset.root}, image {index} cannot be read: {error}") from error

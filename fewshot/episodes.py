@@ -42,7 +42,7 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
     """
     config.check()
     labels = [int(target) for target in targets]
-    _check(Counter(labels), config)
+    check_counts(labels, config)
     indices = MetaDataset(
         TensorDataset(torch.empty(len(labels), 0)), indices_to_labels=dict(enumerate(labels))
     )
@@ -57,15 +57,33 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
     return Episodes(each[..., : config.shots], each[..., config.shots :])
 
 
-def _check(counts: Counter[int], config: EpisodeConfig) -> None:
+def check_counts(
+    targets: Sequence[int], config: EpisodeConfig, classes: Sequence[str] = (), split: str = ""
+) -> None:
+    """Checks that episodes can be drawn.
+
+    Args:
+        targets: The class of each image.
+        config: The episodes.
+        classes: The classes' names, for the error.
+        split: Where the images are from, for the error.
+
+    Raises:
+        ValueError: If there are too few classes, or a class has too few images.
+    """
+    counts = Counter(map(int, targets))
+    place = f"{split}: " if split else ""
     if len(counts) < config.ways:
-        raise ValueError(f"ways={config.ways} takes as many classes, the images have {len(counts)}")
-    name, least = min(counts.items(), key=lambda item: item[1])
+        raise ValueError(
+            f"{place}ways={config.ways} takes as many classes, the images have {len(counts)}"
+        )
+    target, least = min(counts.items(), key=lambda item: item[1])
     needed = config.shots + config.queries
     if least < needed:
+        name = repr(classes[target]) if classes else target
         raise ValueError(
-            f"shots={config.shots} and queries={config.queries} take {needed} images of each "
-            f"class, class {name} has {least}"
+            f"{place}shots={config.shots} and queries={config.queries} take {needed} images of "
+            f"each class, class {name} has {least}"
         )
 
 

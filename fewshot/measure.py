@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from fewshot.adaptation import AdaptationEpisodes, correct_after_adaptation
 from fewshot.config import ADAPTING, EpisodeConfig, EvaluationConfig, FewShotConfig
-from fewshot.data import ClassSplit
 from fewshot.embed import embed
-from fewshot.episodes import Episodes, draw_episodes
+from fewshot.episodes import Episodes, check_counts, draw_episodes
 from fewshot.evaluate import accuracy, correct_queries, normalized
-from fewshot.tasks import TaskBatches, targets_of
-from harness.data import fingerprint, load_splits, make_loader
+from fewshot.tasks import TaskBatches
+from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
 from harness.episode_counts import pack
-from harness.results import append_result, read_results
+from harness.results import RUN, append_result, read_results
 from harness.train import load_model
 
 _IDENTITY = (
@@ -78,12 +77,20 @@ def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
     """
     evaluation.check()
     _check_ways(config, evaluation)
+    splits = load_splits(config.data, config.seed)
+    novel = load_splits(config.novel, config.seed).validation
     if config.learner != "classifier":
-        TaskBatches(targets_of(load_splits(config.data, config.seed).train), config.tasks)
-    validation, novel = _targets(config, "validation"), _targets(config, "test")
-    draw_episodes(validation, config.validation)
+        TaskBatches(targets_of(splits.train), config.tasks)
+    place = f"split {{}} of {config.data.data_dir}"
+    check_counts(
+        splits.validation.targets,
+        config.validation,
+        splits.validation.classes,
+        place.format("validation"),
+    )
     for setting in evaluation.settings():
-        _draw(novel, setting)
+        check_counts(novel.targets, setting, novel.classes, place.format("test"))
+        _draw(tuple(novel.targets), setting)
 
 
 def evaluate(
@@ -107,7 +114,7 @@ def evaluate(
     evaluation.check()
     _check_ways(config, evaluation)
     path = out / "episodes.jsonl"
-    known = {_key(line): line for line in read_results(path)}
+    known = {_key(line): line for line in read_results(path, RUN)}
     header = {
         "method": config.method,
         "seed": config.seed,
@@ -194,12 +201,6 @@ def _check_ways(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
 
 def _key(line: dict[str, Any]) -> str:
     return repr([line[name] for name in _IDENTITY])
-
-
-def _targets(config: FewShotConfig, split: str) -> tuple[int, ...]:
-    source = load_splits(config.novel if split == "test" else config.data, config.seed)
-    validation: ClassSplit = source.validation
-    return tuple(validation.targets)
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from fewshot.config import EpisodeConfig, TaskConfig
 from fewshot.episodes import Episodes, draw_episodes
-from harness.data import Subset
 
 _SEEDS = 2**31
 
@@ -82,10 +81,3 @@ def in_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
         worker_init_fn=images.worker_init_fn,
     )
     return other
-
-
-def targets_of(dataset: Any) -> list[int]:
-    """The class of each image of a split, or of a part of one, without loading an image."""
-    if isinstance(dataset, Subset):
-        return [dataset.dataset.targets[index] for index in dataset.indices]
-    return list(dataset.targets)

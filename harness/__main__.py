@@ -6,6 +6,7 @@ import tyro
 from tyro.conf import subcommand
 
 from harness.commands.agreement import Agreement
+from harness.commands.check import Check
 from harness.commands.dynamics import Dynamics
 from harness.commands.foreground import Foreground
 from harness.commands.gallery import Gallery
@@ -20,7 +21,8 @@ from harness.commands.train import Train
 def parse() -> Any:
     """Makes the command that the command line names."""
     return tyro.cli(
-        Annotated[Train, subcommand("train", default=preset_of(Train))]
+        Annotated[Check, subcommand("check")]
+        | Annotated[Train, subcommand("train", default=preset_of(Train))]
         | Annotated[Robustness, subcommand("robustness")]
         | Annotated[Overhead, subcommand("overhead")]
         | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]

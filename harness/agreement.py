@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 from scipy.stats import sem
+from scipy.stats import t as student
 from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
@@ -26,9 +27,10 @@ from harness.config import RunConfig
 from harness.data import Splits, load_splits
 from harness.device import device_name
 from harness.fixed_images import draw_indices, load_images
+from harness.markdown import figure, is_number
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
-from harness.results import append_result, read_results
+from harness.results import Line, append_result, read_results
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend, random_translations, saliency
 from sage_timm.sage import Sage
@@ -36,6 +38,7 @@ from sage_timm.sage import Sage
 MEASURES = ("rank_correlation", "objective_reached", "same_translation")
 SALIENCY = ("saliency_size", "saliency_dtype", "saliency_fraction")
 _FULL = {"search": "all", "saliency_size": None, "saliency_dtype": None, "saliency_fraction": 1.0}
+_CONFIDENCE = 0.95
 _LAM = (0.05, 0.95)  # nearer to 0 or 1 there is hardly a mix
 
 
@@ -126,6 +129,27 @@ def measure_agreement(
             append_result(path, line)
         lines.append(line)
     return lines
+
+
+def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Makes the header and rows of a table: means, their 95 % intervals, and the worst pair."""
+    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
+    rows = []
+    for line in lines:
+        size, dtype, fraction = (line[name] for name in SALIENCY)
+        maps = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
+        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
+        row = [f"{size} pixels" if size else maps, line["search"] + share]
+        batches = line["pairs"] // line["config"]["data"]["batch_size"]
+        quantile = student.ppf((1 + _CONFIDENCE) / 2, batches - 1)
+        for name in MEASURES:
+            error = line["standard_error"].get(name)
+            half = quantile * error if is_number(error) else None
+            row.append(f"{figure(line[name], 4)} ± {figure(half, 4)}")
+            if name in line["worst"]:
+                row.append(figure(line["worst"][name], 4))
+        rows.append(row)
+    return [*header, "same translation"], rows
 
 
 def objective(maps: Tensor, lam: Tensor, decision: tuple[Tensor, Tensor, Tensor]) -> Tensor:

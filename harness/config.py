@@ -65,13 +65,15 @@ class DataConfig:
     """Which images to train and to measure on."""
 
     dataset: str = "glyphs"
-    """glyphs (embedded), or what timm calls it: torch/cifar10, torch/cifar100, folder, hfds/..."""
+    """glyphs (embedded); folder, for SPLIT/CLASS/ with images at any depth; tar, for SPLIT.tar; or
+    what timm calls it: torch/cifar10, torch/cifar100, hfds/..., hfids/..., tfds/..., wds/..."""
     data_dir: str | None = None
     """Where the data set is, or is downloaded to (not for glyphs)."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "validation"
-    """Split to measure on."""
+    """Split to measure on; in a folder without one called validation, val, valid or test is taken,
+    if there is only one of them."""
     dataset_download: bool = False
     """Let timm download the data set, where it can."""
     num_classes: int | None = None
@@ -81,6 +83,8 @@ class DataConfig:
     """Train on so many images, the same number of each class, drawn with the run's seed."""
     image_size: int = 32
     """Height and width in pixels."""
+    in_chans: Literal[1, 3] = 3
+    """Channels that images are converted to: 3 for RGB, 1 for grey."""
     crop_mode: Literal["squash", "center", "border"] = "squash"
     """How an image that is not square becomes square, as in timm: squash resizes both sides and
     shows all of it, center cuts the ends of the longer side off, border pads the shorter side.

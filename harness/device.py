@@ -41,6 +41,12 @@ def device_name(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} thread(s)"
 
 
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """Makes a context that computes in a type where that is safe; ``"none"`` changes nothing."""
+    dtype = None if amp == "none" else getattr(torch, amp)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 @contextmanager
 def timed(times: list[float], device: torch.device) -> Iterator[None]:
     """Appends the milliseconds that a block took."""

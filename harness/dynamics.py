@@ -7,6 +7,7 @@ otherwise show what SAGE would do with their saliency.
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +23,10 @@ from harness.config import RunConfig
 from harness.data import Splits, load_splits
 from harness.fixed_images import draw_indices, load_images
 from harness.grid import mix_columns, save_grid
+from harness.markdown import figure, is_number
 from harness.methods.base import evaluation_mode
 from harness.methods.sage import decide, mixing_alone
-from harness.results import append_result, read_results
+from harness.results import Line, append_result, read_results
 from harness.train import Progress, no_progress, train
 from sage_timm import blend
 
@@ -130,6 +132,25 @@ def follow(
             f"{min(missing)} without a line in {path.name}: name another folder"
         )
     return [found[epoch] for epoch in sorted(set(epochs))]
+
+
+def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Makes the header and rows of a table: a row for each method and epoch, means over seeds.
+
+    Networks that have diverged are named, and are in no mean.
+    """
+    measures = [name for name in MEASURES if name in lines[0]]
+    by_row: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        by_row.setdefault((line["method"], line["epoch"]), []).append(line)
+    rows = []
+    for (method, epoch), of_row in by_row.items():
+        sound = [line for line in of_row if all(is_number(line[name]) for name in measures)]
+        seeds = [str(line["seed"]) for line in sound]
+        seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
+        means = (mean(line[name] for line in sound) if sound else None for name in measures)
+        rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
+    return ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)], rows
 
 
 def _check(config: RunConfig, epochs: Sequence[int], images: int) -> None:

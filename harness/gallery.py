@@ -1,5 +1,6 @@
 """One picture that shows what each method does to pairs of images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2
-_PEERS_DRAWN = ("mixup", "cutmix", "saliencymix", "puzzlemix")
 _TRIES = 20  # a method that mixes half of the time does so within these, but once in a million
 
 
@@ -31,6 +31,7 @@ def draw_gallery(
     out: Path,
     pairs: int,
     device: torch.device,
+    methods: Sequence[str],
     progress: Progress = no_progress,
 ) -> Path:
     """Draws pairs of validation images, their saliency, SAGE's mask, and each method's mix.
@@ -44,16 +45,20 @@ def draw_gallery(
         out: The run's folder; the picture goes there as ``gallery.png``.
         pairs: The number of rows.
         device: Where to compute.
+        methods: The methods to draw beside SAGE.
         progress: Is told how many epochs of the run are done.
 
     Returns:
         The picture's path.
 
     Raises:
-        ValueError: If there are too few images.
+        ValueError: If a method is unknown, or there are too few images.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"methods must be of {', '.join(METHODS)}, got {name!r}")
     splits = load_splits(config.data, config.seed)
     random = np.random.default_rng(config.seed)
     chosen = draw_indices(config.data, splits.validation, 2 * pairs, f"pairs={pairs}", random)
@@ -64,7 +69,10 @@ def draw_gallery(
     images, targets = load_images(config.data, splits.validation, chosen, data_config, device)
     columns = [
         *_sage_columns(model, images, targets, len(splits.classes), config, data_config),
-        *_peer_columns(model, images, targets, len(splits.classes), config.seed, data_config),
+        *_peer_columns(
+            [name for name in methods if name != "sage"],
+            *(model, images, targets, len(splits.classes), config.seed, data_config),
+        ),
     ]
     path = out / "gallery.png"
     save_grid(columns, path)
@@ -90,6 +98,7 @@ def _sage_columns(
 
 
 def _peer_columns(
+    methods: Sequence[str],
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
@@ -99,7 +108,7 @@ def _peer_columns(
 ) -> list[Column]:
     columns = []
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
-    for name in _PEERS_DRAWN:
+    for name in methods:
         mix = METHODS[name](mixing, model, SoftTargetCrossEntropy(), classes)
         for attempt in range(_TRIES):
             random_seed(seed + attempt)

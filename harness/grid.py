@@ -26,7 +26,7 @@ class Column(NamedTuple):
 def pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]:
     """Makes a column's cells of normalised images ``[N, C, H, W]``."""
     pixels = unnormalised(images.cpu(), data_config["mean"], data_config["std"])
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return pixels.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
 def mix_columns(

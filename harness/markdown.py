@@ -1,8 +1,12 @@
 """Tables and text as Markdown."""
 
 import html
+import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+NO_VALUE = "-"
 
 _SPECIAL = re.compile(r"[\\`*~|\[\]]|(?<!\w)_|_(?!\w)")  # within a word, _ stands for itself
 
@@ -23,3 +27,13 @@ def escaped(text: str) -> str:
     """Takes from a text what Markdown or HTML would read as markup, and its line breaks."""
     text = html.escape(" ".join(text.split()), quote=False)
     return _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def is_number(value: Any) -> bool:
+    """Tells a finite number from one that is not finite, or null in a file of results."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def figure(value: Any, digits: int) -> str:
+    """Writes a number; a dash stands for one that is missing or not finite."""
+    return f"{value:.{digits}f}" if is_number(value) else NO_VALUE

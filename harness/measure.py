@@ -1,4 +1,4 @@
-"""What is measured of a trained network: accuracy, likelihood and calibration."""
+"""What is measured of a trained network: accuracy, also by class, likelihood, calibration."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from torch import nn
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
+    multiclass_recall,
 )
 from tqdm import tqdm
 
-MEASURES = ("top1", "top5", "nll", "ece")
 _BINS = 15  # of confidence, the field's usual number
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, loader: Any) -> dict[str, float]:
+def measure(model: nn.Module, loader: Any) -> dict[str, Any]:
     """Measures a model on a data set; leaves it in evaluation mode.
 
     Args:
@@ -25,8 +25,11 @@ def measure(model: nn.Module, loader: Any) -> dict[str, float]:
 
     Returns:
         ``top1`` and ``top5``, the accuracies in percent (top5 is 100 with five classes or fewer);
-        ``nll``, the mean negative log-likelihood in nats; ``ece``, the expected calibration error
-        in percent, over 15 bins of equal width (Guo et al., ICML 2017).
+        ``balanced``, the mean of the classes' accuracies, which no class can carry by its size, and
+        ``class_accuracy``, those accuracies themselves, in percent, None for a class without an
+        image; ``nll``, the mean negative log-likelihood in nats; ``ece``, the expected calibration
+        error in percent, over 15 bins of equal width (Guo et al., ICML 2017). The last two are not
+        a number where the logits are not finite.
     """
     model.eval()
     outputs, answers = [], []
@@ -35,11 +38,26 @@ def measure(model: nn.Module, loader: Any) -> dict[str, float]:
         answers.append(targets)
     logits, targets = torch.cat(outputs), torch.cat(answers)
     classes = logits.shape[1]
-    accuracies = [
-        multiclass_accuracy(logits, targets, classes, average="micro", top_k=min(k, classes))
+    top1, top5 = (
+        100 * multiclass_accuracy(logits, targets, classes, average="micro", top_k=min(k, classes))
         for k in (1, 5)
-    ]
-    error = multiclass_calibration_error(logits.softmax(dim=1), targets, classes, n_bins=_BINS)
-    nll = F.cross_entropy(logits, targets)
-    figures = (100 * accuracies[0], 100 * accuracies[1], nll, 100 * error)
-    return {name: figure.item() for name, figure in zip(MEASURES, figures, strict=True)}
+    )
+    recalls = 100 * multiclass_recall(logits, targets, classes, average="none")
+    there = targets.bincount(minlength=classes) > 0  # of the others, torchmetrics says 0
+    nll = ece = torch.tensor(torch.nan)
+    if logits.isfinite().all():
+        nll = F.cross_entropy(logits, targets)
+        ece = 100 * multiclass_calibration_error(
+            logits.softmax(dim=1), targets, classes, n_bins=_BINS
+        )
+    return {
+        "top1": top1.item(),
+        "top5": top5.item(),
+        "balanced": recalls[there].mean().item(),
+        "class_accuracy": [
+            round(recall, 3) if known else None
+            for recall, known in zip(recalls.tolist(), there.tolist(), strict=True)
+        ],
+        "nll": nll.item(),
+        "ece": ece.item(),
+    }

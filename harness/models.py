@@ -6,6 +6,7 @@ Importing this file registers them with timm, so that ``timm.create_model`` know
 from typing import Any
 
 import timm
+from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import register_model
 from timm.models.resnet import Bottleneck, ResNet
@@ -24,17 +25,22 @@ _CIFAR_CONFIG = {
 }
 
 
-def create_network(name: str, classes: int, image_size: int) -> nn.Module:
+def create_network(name: str, classes: int, image_size: int, in_chans: int = 3) -> nn.Module:
     """Makes a network by its name in timm.
 
     Args:
         name: Any that timm knows.
         classes: The number of classes.
         image_size: Height and width in pixels, for networks whose weights depend on it.
+        in_chans: Channels of an image; one channel is normalised by the means over RGB's.
     """
     known = timm.get_pretrained_cfg(name)
     size = {"img_size": image_size} if known is not None and known.fixed_input_size else {}
-    network: nn.Module = timm.create_model(name, num_classes=classes, **size)
+    network: nn.Module = timm.create_model(name, num_classes=classes, in_chans=in_chans, **size)
+    if in_chans == 1:
+        known = resolve_data_config({}, model=network)
+        grey = {key: (sum(known[key]) / len(known[key]),) for key in ("mean", "std")}
+        network.pretrained_cfg = {**network.pretrained_cfg, **grey}
     return network
 
 

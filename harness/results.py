@@ -2,48 +2,108 @@
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from tqdm import tqdm
+
+Line = dict[str, Any]
+Kind = type | tuple[type, ...]
+
+RUN: Mapping[str, Kind] = MappingProxyType({"method": str, "seed": int, "config": dict})
+"""What every line about a run holds."""
+_NAMED: set[str] = set()  # what was skipped and is said already
 
 
 def append_result(path: Path, line: dict[str, Any]) -> None:
     """Appends one JSON object on a line of its own and flushes it to the disk.
 
-    Several processes may append to one file. A last line that a killed process left unfinished is
-    dropped first.
+    Figures that are not finite become null, for JSON has no word for them. Several processes may
+    append to one file. A last line that a killed process left unfinished is dropped first.
     """
+    text = json.dumps(finite(line), ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         _drop_unfinished_line(path)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Reads all whole lines of a results file, none if there is no file.
+def finite(value: Any) -> Any:
+    """Copies a JSON value with None for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return value
+
+
+def all_finite(value: Any) -> bool:
+    """Tells whether all numbers of a JSON value are finite."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(all_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(all_finite, value))
+
+
+def read_results(path: Path, keys: Mapping[str, Kind] = MappingProxyType({})) -> list[Line]:
+    """Reads the whole lines of a results file, none if there is no file.
+
+    Lines that are blank or hold something else are skipped, and named on stderr the first time.
+
+    Args:
+        path: The file.
+        keys: What every line must hold, and of which type.
 
     Raises:
-        ValueError: If a whole line is not a JSON object.
+        ValueError: If there are lines, and all of them hold something else.
     """
-    if not path.exists():
-        return []
-    results = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break  # a writer was cut off, or is at it
-        try:
-            results.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object: {error}") from error
+    results, skipped = read_lines(path, keys)
+    if skipped and skipped not in _NAMED:
+        _NAMED.add(skipped)
+        tqdm.write(skipped, file=sys.stderr)
     return results
+
+
+def read_lines(
+    path: Path, keys: Mapping[str, Kind] = MappingProxyType({})
+) -> tuple[list[Line], str]:
+    """Reads a results file as :func:`read_results` does, and says in words what was skipped."""
+    if not path.exists():
+        return [], ""
+    found: list[Line] = []
+    blank, foreign = [], []
+    # Not str.splitlines, which also splits at U+2028 and others that may stand within a text. What
+    # follows the last line's end is dropped: a writer was cut off, or is at it.
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        line = _parsed(text)
+        if not text.strip():
+            blank.append(number)
+        elif isinstance(line, dict) and all(_holds(line, *key) for key in keys.items()):
+            found.append(line)
+        else:
+            foreign.append(number)
+    kind = f"a JSON object{' with ' if keys else ''}{', '.join(keys)}"
+    if foreign and not found:
+        raise ValueError(
+            f"{path} is not a file of results: {_numbers(foreign)} of it, all that it has, should "
+            f"each be {kind}"
+        )
+    parts = [f"{_numbers(blank)} (blank)"] if blank else []
+    parts += [f"{_numbers(foreign)} (not {kind})"] if foreign else []
+    return found, f"{path}: skipped {' and '.join(parts)}" if parts else ""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -81,3 +141,26 @@ def _drop_unfinished_line(path: Path) -> None:
         unfinished = path.with_suffix(".tmp")
         unfinished.write_bytes(whole)
         os.replace(unfinished, path)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _holds(line: Line, name: str, kind: Kind) -> bool:
+    return name in line and isinstance(line[name], kind)
+
+
+def _numbers(lines: Sequence[int]) -> str:
+    """Names lines by their numbers, with ranges for those that follow each other."""
+    ranges: list[list[int]] = []
+    for number in lines:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    words = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    return f"line{'s' if len(lines) > 1 else ''} {', '.join(words)}"

@@ -19,7 +19,7 @@ from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
 from harness.models import create_network
-from harness.results import append_result, read_results
+from harness.results import RUN, append_result, read_results
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
@@ -69,7 +69,7 @@ def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
     headers = [_header(run) for run in runs]
     path = out / "runs.jsonl"
     with FileLock(_lock_path(out, "runs")):
-        known = [line["config"] for line in read_results(path)]
+        known = [line["config"] for line in read_results(path, RUN)]
         for header in headers:
             if header["config"] not in known:
                 append_result(path, header)
@@ -202,11 +202,11 @@ def _check_folder(out: Path) -> None:
 
 
 def _tried_network(run: RunConfig, classes: int) -> nn.Module:
-    size = run.data.image_size
+    size, channels = run.data.image_size, run.data.in_chans
     try:
-        network = create_network(run.model, classes, size)
+        network = create_network(run.model, classes, size, channels)
         with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, size, size))
+            network.eval()(torch.zeros(1, channels, size, size))
     except Exception as error:
         raise ValueError(
             f"model={run.model!r} does not go with image_size={size}: {error}"

@@ -1,5 +1,6 @@
 """Trains one network with one method and one seed: the loop that every result comes from."""
 
+import math
 import os
 import sys
 import time
@@ -23,11 +24,19 @@ from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART, RunConfig, ScheduleConfig
 from harness.data import load_splits, make_loader
-from harness.device import device_name, from_first, timed
+from harness.device import autocast, device_name, from_first, timed
 from harness.learner import BuildLearner, Classifier
 from harness.measure import measure
 from harness.models import create_network
-from harness.results import append_result, load_checkpoint, read_results, save_checkpoint
+from harness.results import (
+    RUN,
+    all_finite,
+    append_result,
+    finite,
+    load_checkpoint,
+    read_results,
+    save_checkpoint,
+)
 
 _OF_TRAINING = ("train_loss", "step_ms", "seconds")  # of an epoch; its other figures are measured
 
@@ -43,7 +52,7 @@ def no_progress(_epochs: int) -> None:
 class Validation:
     """What is measured of a network after an epoch, and which epoch's network counts."""
 
-    measure: Callable[[nn.Module, Any], dict[str, float]] = measure
+    measure: Callable[[nn.Module, Any], dict[str, Any]] = measure
     """Measures a model on a loader; one of its figures is ``top1``."""
     best: bool = False
     """Whether the epoch with the highest ``top1`` counts, of which all are measured then; else the
@@ -90,7 +99,7 @@ def train(
     results = out / "results.jsonl"
     identity = config.identity()
     epochs = config.schedule.epochs
-    found = [line for line in read_results(results) if line["config"] == identity][:1]
+    found = [line for line in read_results(results, RUN) if line["config"] == identity][:1]
     found = from_first(found, config.devices)  # it may have come between two processes' looks
     if found:
         (line,) = found
@@ -171,7 +180,10 @@ class _Run:
         self.validation = validation
         self.splits = load_splits(config.data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
-        model = create_network(config.model, len(self.splits.classes), config.data.image_size)
+        data = config.data
+        model = create_network(
+            config.model, len(self.splits.classes), data.image_size, data.in_chans
+        )
         self.model = model.to(device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -196,7 +208,7 @@ class _Run:
             decay_milestones=list(schedule.decay_milestones),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
 
     def epoch(self, epoch: int, measured: bool) -> None:
@@ -240,7 +252,7 @@ class _Run:
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = {"best": weights}
 
-    def _measured(self, last: bool) -> dict[str, float]:
+    def _measured(self, last: bool) -> dict[str, Any]:
         """Measures the network; after its last epoch it keeps clean statistics of batch norm."""
         if self.config.batch_norm == "running" or not has_batch_norm(self.model):
             return self._figures_now()
@@ -256,7 +268,7 @@ class _Run:
                 buffer.copy_(value)
         return figures
 
-    def _figures_now(self) -> dict[str, float]:
+    def _figures_now(self) -> dict[str, Any]:
         """Measures the network as it is; only the first process does."""
         if self.rank != 0:
             return {}
@@ -272,13 +284,11 @@ class _Run:
 
     def autocast(self) -> torch.autocast:
         """Makes a context in which the run's type is computed in."""
-        kind = self.config.amp
-        dtype = None if kind == "none" else getattr(torch, kind)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.config.amp, self.device)
 
     def result(self) -> dict[str, Any]:
         config = self.config
-        return {
+        line = {
             "method": config.method,
             "seed": config.seed,
             "dataset": config.data.dataset,
@@ -286,6 +296,9 @@ class _Run:
             "epochs": config.schedule.epochs,
             "train_size": len(self.splits.train),
             "validation_size": len(self.splits.validation),
+            "broken_images": self.splits.broken,
+            "notes": self.splits.notes,
+            "classes": self.splits.classes,
             **self._figures(),
             "train_loss": self.history[-1]["train_loss"],
             "step_ms": median(line["step_ms"] for line in self.history),
@@ -295,11 +308,13 @@ class _Run:
             "torch": torch.__version__,
             "timm": timm.__version__,
             "config": config.identity(),
-            "history": self.history,
+            "history": [without(line, "class_accuracy") for line in self.history],
         }
+        marked: dict[str, Any] = finite(line)
+        return marked if all_finite(line) else marked | {"diverged": True}
 
-    def _figures(self) -> dict[str, float]:
-        """What was measured, of the epochs that count."""
+    def _figures(self) -> dict[str, Any]:
+        """What was measured, of the epochs that count; each class's accuracy, of the last one."""
         measured = [
             {name: figure for name, figure in line.items() if name not in _OF_TRAINING}
             for line in self.history
@@ -308,10 +323,12 @@ class _Run:
         if self.validation.best:
             best = _best_epoch(self.history)
             return measured[best] | {"best_epoch": best + 1}
+        last = without(measured[-1], "class_accuracy")
+        classes = {name: figure for name, figure in measured[-1].items() if name not in last}
         medians = {
-            name: median(line[name] for line in measured if name in line) for name in measured[-1]
+            name: _median([line[name] for line in measured if name in line]) for name in last
         }
-        return medians | {f"{name}_last": figure for name, figure in measured[-1].items()}
+        return medians | {f"{name}_last": figure for name, figure in last.items()} | classes
 
     def state(self) -> dict[str, Any]:
         return {
@@ -375,7 +392,8 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
         raise ValueError(f"{path} is broken ({reason}): train in another folder") from error
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
-    model = create_network(config.model, classes, config.data.image_size).to(device)
+    data = config.data
+    model = create_network(config.model, classes, data.image_size, data.in_chans).to(device)
     model.load_state_dict(state.get("best", state["model"]))
     return model
 
@@ -385,6 +403,16 @@ def checkpoint_path(config: RunConfig, out: Path) -> Path:
     return out / "checkpoints" / f"{config.name()}.pt"
 
 
-def _best_epoch(history: list[dict[str, float]]) -> int:
+def without(line: dict[str, Any], name: str) -> dict[str, Any]:
+    """Copies a dictionary less one of its keys."""
+    return {key: value for key, value in line.items() if key != name}
+
+
+def _median(figures: list[float]) -> float:
+    """Gives the median; not a number where one of the figures is none, which has no order."""
+    return median(figures) if all(map(math.isfinite, figures)) else math.nan
+
+
+def _best_epoch(history: list[dict[str, Any]]) -> int:
     """The first of the epochs with the highest accuracy."""
     return max(range(len(history)), key=lambda epoch: history[epoch]["top1"])

@@ -1,9 +1,10 @@
-"""Makes files such as the harness's commands leave behind, for the tests of the report."""
+"""Makes files such as the harness's commands leave behind, and reads the report on them."""
 
 import json
 import random
 
 from harness.episode_counts import pack
+from harness.report import markdown, read, sections
 
 METHODS = (
     "none",
@@ -229,3 +230,17 @@ def _trained(method, seed, level, cost, draw):
         if "top1" in epoch:
             epoch["top1"] += draw.gauss(0, 0.3)
     return line
+
+
+def report(tmp_path, **files):
+    """The Markdown of some lines, by the file that they stand in."""
+    for name, lines in files.items():
+        write_lines(tmp_path / f"{name}.jsonl", lines)
+    return markdown(sections(read([tmp_path])), pictures=False)
+
+
+def table(text, title):
+    """The cells of a table by method and column."""
+    lines = text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in lines)
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}

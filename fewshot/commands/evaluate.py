@@ -39,14 +39,18 @@ class Evaluate:
     def __call__(self) -> None:
         from fewshot.measure import evaluate
         from harness.device import open_device
-        from harness.results import read_results
+        from harness.results import RUN, read_results
         from harness.runs import run_all
 
         check_directory(self.directory)
         self.evaluation.check()
         device = open_device(self.device)
         path = self.directory / "results.jsonl"
-        results = [r for r in read_results(path) if r["dataset"].startswith(PREFIX)]
+        results = [
+            r
+            for r in read_results(path, {**RUN, "dataset": str})
+            if r["dataset"].startswith(PREFIX)
+        ]
         if not results:
             raise ValueError(f"no few-shot results in {path}")
         runs = []

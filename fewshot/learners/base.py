@@ -6,9 +6,9 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from fewshot.tasks import TaskBatches, TaskConfig, in_batches, targets_of, way_labels
+from fewshot.tasks import TaskBatches, TaskConfig, in_batches, way_labels
 from harness.config import RunConfig
-from harness.data import Splits, make_loader
+from harness.data import Splits, make_loader, targets_of
 
 
 def task_loader(

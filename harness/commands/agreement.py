@@ -1,12 +1,10 @@
 """``python -m harness agreement``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from harness.commands.settings import Settings, each_run
 from harness.markdown import markdown_table
-
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Agreement(Settings):
     """Shares of the batch whose saliency is computed."""
 
     def __call__(self) -> None:
-        from harness.agreement import measure_agreement, variants
+        from harness.agreement import measure_agreement, table, variants
         from harness.runs import in_turn
 
         runs = each_run(self.run, [self.method], [self.seed])
@@ -46,28 +44,5 @@ class Agreement(Settings):
         device = self.begin(runs)
         for run, progress in in_turn(runs, self.out):
             lines = measure_agreement(run, listed, self.out, self.pairs, device, progress)
-        print(table(lines))
+        print(markdown_table(*table(lines)))
         print(f"results: {self.out / 'agreement.jsonl'}")
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Makes a Markdown table of the lines: means, their 95 % intervals, and the worst pair."""
-    from scipy.stats import t as student
-
-    from harness.agreement import MEASURES, SALIENCY
-
-    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
-    rows = []
-    for line in lines:
-        size, dtype, fraction = (line[name] for name in SALIENCY)
-        saliency = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
-        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
-        row = [f"{size} pixels" if size else saliency, line["search"] + share]
-        batches = line["pairs"] // line["config"]["data"]["batch_size"]
-        quantile = student.ppf((1 + _CONFIDENCE) / 2, batches - 1)
-        for name in MEASURES:
-            row.append(f"{line[name]:.4f} ± {quantile * line['standard_error'][name]:.4f}")
-            if name in line["worst"]:
-                row.append(f"{line['worst'][name]:.4f}")
-        rows.append(row)
-    return markdown_table([*header, "same translation"], rows)

@@ -31,7 +31,7 @@ class Dynamics(Settings):
     """The number of training images to mix, a multiple of the batch size."""
 
     def __call__(self) -> None:
-        from harness.dynamics import follow
+        from harness.dynamics import follow, table
         from harness.runs import in_turn
 
         runs = each_run(self.run, self.methods, self.seeds)
@@ -39,24 +39,5 @@ class Dynamics(Settings):
         lines: list[dict[str, Any]] = []
         for run, progress in in_turn(runs, self.out):
             lines += follow(run, self.measured, self.out, self.images, device, progress)
-        print(table(lines))
+        print(markdown_table(*table(lines)))
         print(f"results: {self.out / 'dynamics.jsonl'}")
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Makes a Markdown table of the lines: a row for each method and epoch, means over seeds."""
-    from harness.dynamics import MEASURES
-
-    measures = [name for name in MEASURES if name in lines[0]]
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for line in lines:
-        rows.setdefault((line["method"], line["epoch"]), []).append(line)
-    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
-    return markdown_table(
-        header,
-        [
-            [method, " ".join(str(line["seed"]) for line in of_row), str(epoch)]
-            + [f"{sum(line[name] for line in of_row) / len(of_row):.3f}" for name in measures]
-            for (method, epoch), of_row in rows.items()
-        ],
-    )

@@ -21,6 +21,8 @@ class Gallery(Settings):
 
     method: str = "none"
     """The method that the network is trained with."""
+    methods: tuple[str, ...] = ("mixup", "cutmix", "saliencymix", "puzzlemix", "sage")
+    """Methods whose mixes are drawn; SAGE's always are, with their masks."""
     seed: int = 0
     """The run's seed; also draws the pairs."""
     pairs: int = 6
@@ -33,5 +35,5 @@ class Gallery(Settings):
         runs = each_run(self.run, [self.method], [self.seed])
         device = self.begin(runs)
         for run, progress in in_turn(runs, self.out):
-            path = draw_gallery(run, self.out, self.pairs, device, progress)
+            path = draw_gallery(run, self.out, self.pairs, device, self.methods, progress)
         print(f"picture: {path}")

@@ -40,12 +40,12 @@ class Robustness:
 
     def __call__(self) -> None:
         from harness.device import open_device
-        from harness.results import read_results
+        from harness.results import RUN, read_results
         from harness.robustness import FIGURES, measure_robustness, torchattacks
 
         check_directory(self.directory)
         path = self.directory / "results.jsonl"
-        results = read_results(path)
+        results = read_results(path, RUN)
         if not results:
             raise ValueError(f"no results in {path}")
         if self.images is not None and self.images < 1:

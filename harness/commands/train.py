@@ -53,7 +53,7 @@ class Train(Settings):
             if rank == 0:
                 tqdm.write(
                     f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
-                    f"step {line['step_ms']:.1f} ms"
+                    f"step {line['step_ms']:.1f} ms{'  diverged' if 'diverged' in line else ''}"
                 )
 
         try:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from harness.markdown import NO_VALUE
 from harness.report.settings import MethodRuns
 from harness.report.statistics import Spread
 
-NO_VALUE = "-"
 Best = Callable[[Sequence[float]], float]
 
 
@@ -55,19 +55,27 @@ def seeds_column(
     expected = set().union(*begun, *(runs.seeds() for runs in methods))
     cells = []
     for runs, whole, some in zip(methods, done, begun, strict=True):
-        failed = set(runs.failures) - some
-        cells.append(Cell(seeds_text(whole, some - whole, failed, expected - some - failed)))
+        failed, diverged = set(runs.failures) - some, set(runs.diverged)
+        missing = expected - some - failed - diverged
+        cells.append(Cell(seeds_text(whole, some - whole, diverged, failed, missing)))
     return "seeds", cells
 
 
 def seeds_text(
     done: Collection[int],
     in_part: Collection[int] = (),
+    diverged: Collection[int] = (),
     failed: Collection[int] = (),
     missing: Collection[int] = (),
 ) -> str:
     """Lists seeds by what became of them."""
-    parts = (("", done), ("in part ", in_part), ("failed ", failed), ("missing ", missing))
+    parts = (
+        ("", done),
+        ("in part ", in_part),
+        ("diverged ", diverged),
+        ("failed ", failed),
+        ("missing ", missing),
+    )
     return ", ".join(
         word + " ".join(str(seed) for seed in sorted(seeds)) for word, seeds in parts if seeds
     )

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from harness.markdown import NO_VALUE
 from harness.methods.sage import is_sage
-from harness.report.cells import NO_VALUE, Cell, Table, make_table, seeds_text
+from harness.report.cells import Cell, Table, make_table, seeds_text
 from harness.report.settings import MethodRuns, Setting
 from harness.report.statistics import Difference
 
@@ -14,8 +15,8 @@ Measure = tuple[str, Callable[[MethodRuns], dict[int, float]]]
 """What a measure is called, and what takes a method's figures by seed."""
 
 _NOTE = (
-    "Difference seed by seed, {} (95 % interval of Student's t over the seeds; of twenty such "
-    "intervals, one leaves out zero by chance)."
+    "Difference seed by seed, {} (95 % interval of Student's t over the seeds, none where all are "
+    "the same; of twenty such intervals, one leaves out zero by chance)."
 )
 
 
@@ -70,7 +71,7 @@ def _differences(
 ) -> tuple[str, list[Cell]]:
     name, of = measure
     differences = [Difference.of(of(runs), of(reference)) for runs in methods]
-    return name, [Cell(d.text() if d and d.interval else NO_VALUE) for d in differences]
+    return name, [Cell(d.text() if d and d.seeds > 1 else NO_VALUE) for d in differences]
 
 
 def _shared(runs: MethodRuns, reference: MethodRuns, measure: Measure) -> set[int]:

@@ -1,4 +1,4 @@
-"""The kinds of plots that the report has: points, curves and bars, in a theme's colours."""
+"""The kinds of plots that the report has: points, curves and bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.report.labels import Point, label_points, wrapped
 from harness.report.statistics import Spread
-from harness.report.style import Style, Theme
+from harness.report.style import INK, Style
 
 _DPI = 200
 _WIDTH = 4.4  # inches: narrow, so that the text can be read on a phone
@@ -40,14 +40,13 @@ def draw_points(
     points: dict[str, tuple[Spread, Spread]],
     styles: Styles,
     axes_labels: tuple[str, str],
-    theme: Theme,
 ) -> Figure:
     """Draws a point a method with its spread both ways, labelled where it stands."""
     figure = Figure(figsize=(_WIDTH, 3.4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     places = []
     for label, (x, y) in points.items():
-        look = styles[label].lines(theme) | {"linestyle": "none"}
+        look = styles[label].lines() | {"linestyle": "none"}
         axes.errorbar(
             x.mean, y.mean, xerr=x.deviation, yerr=y.deviation, elinewidth=0.8, capsize=2, **look
         )
@@ -58,9 +57,7 @@ def draw_points(
     return figure
 
 
-def draw_curves(
-    series: Series, styles: Styles, axes_labels: tuple[str, str], theme: Theme
-) -> Figure:
+def draw_curves(series: Series, styles: Styles, axes_labels: tuple[str, str]) -> Figure:
     """Draws a curve a method, with its spread as a bar where there are few places."""
     columns = 1 if max(map(len, series)) > _LONG_LABEL else 2
     rows = math.ceil(len(series) / columns)
@@ -69,7 +66,7 @@ def draw_curves(
     handles = []
     few = max(map(len, series.values())) <= _MARKS
     for index, (label, curve) in enumerate(series.items()):
-        look = styles[label].lines(theme)
+        look = styles[label].lines()
         x, y = list(curve), [spread.mean for spread in curve.values()]
         if few:
             deviations = [spread.deviation or 0.0 for spread in curve.values()]
@@ -88,7 +85,7 @@ def draw_curves(
 
 
 def draw_dots(
-    panels: Mapping[str, Mapping[str, Spread]], styles: Styles, axis_label: str, theme: Theme
+    panels: Mapping[str, Mapping[str, Spread]], styles: Styles, axis_label: str
 ) -> Figure:
     """Draws a dot a method with its spread, from the top down, a panel beside the other."""
     labels = [*dict.fromkeys(label for spreads in panels.values() for label in spreads)]
@@ -102,7 +99,7 @@ def draw_dots(
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, (title, spreads) in zip(grid, panels.items(), strict=False):
         for label, spread in spreads.items():
-            look = styles[label].lines(theme) | {"linestyle": "none"}
+            look = styles[label].lines() | {"linestyle": "none"}
             axes.errorbar(
                 spread.mean, labels.index(label), xerr=spread.deviation, elinewidth=1, capsize=2,
                 **look,
@@ -118,19 +115,18 @@ def draw_dots(
     return figure
 
 
-def draw_bars(bars: Sequence[Bar], styles: Styles, axis_label: str, theme: Theme) -> Figure:
+def draw_bars(bars: Sequence[Bar], styles: Styles, axis_label: str) -> Figure:
     """Draws a bar a method from the top down, its last parts hatched, its length at its end."""
     parts = [part for part in _HATCHES if any(part in bar.parts for bar in bars)]
     height = 0.7 + 0.28 * len(bars) + (0.3 if parts else 0)
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    ground, ink = theme.settings["axes.facecolor"], theme.settings["text.color"]
     for row, bar in enumerate(bars):
-        colour = styles[bar.label].lines(theme)["color"]
+        colour = styles[bar.label].lines()["color"]
         left = max(bar.length - sum(bar.parts.values()), 0.0)
         axes.barh(row, left, color=colour, edgecolor=colour)
         for part, length in bar.parts.items():
-            axes.barh(row, length, left=left, color=ground, edgecolor=colour, hatch=_HATCHES[part])
+            axes.barh(row, length, left=left, color="none", edgecolor=colour, hatch=_HATCHES[part])
             left += length
         axes.annotate(
             f"{bar.length:.2f}", (max(bar.length, left), row), (4, 0),
@@ -139,13 +135,13 @@ def draw_bars(bars: Sequence[Bar], styles: Styles, axis_label: str, theme: Theme
     axes.set_yticks(range(len(bars)), [wrapped(bar.label) for bar in bars])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.axvline(1, color=ink, linewidth=0.8, linestyle=":")
+    axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     axes.margins(x=0.12)
     axes.set_xlabel(axis_label)
     if parts:
         figure.legend(
             handles=[
-                Patch(facecolor=ground, edgecolor=ink, hatch=_HATCHES[part], label=part)
+                Patch(facecolor="none", edgecolor=INK, hatch=_HATCHES[part], label=part)
                 for part in parts
             ],
             loc="outside lower center",

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness.report.comparisons import REFERENCES
-from harness.report.read import Line
 from harness.report.settings import Evaluation, MethodRuns, Setting
 from harness.report.statistics import Difference, Spread
+from harness.results import Line
 
 EPISODE_REFERENCES = ("none", *REFERENCES)
 """Methods that accuracies of novel classes are compared with: does mixing carry over at all?"""
@@ -110,12 +110,6 @@ def accuracy(lines: Mapping[int, Line]) -> Spread | None:
 def seed_by_seed(own: Mapping[int, Line], other: Mapping[int, Line]) -> Difference | None:
     """Points of accuracy between two methods, with an interval over seeds."""
     return Difference.of(*({s: line["accuracy"] for s, line in x.items()} for x in (own, other)))
-
-
-def episode_by_episode(own: Line, other: Line) -> Difference:
-    """Points of accuracy between two networks on one draw, with an interval over episodes."""
-    points = 100 / (own["ways"] * own["queries"])
-    return Difference.of_episodes(points * own["correct"], points * other["correct"])
 
 
 def find(setting: Setting, method: str) -> MethodRuns | None:

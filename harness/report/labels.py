@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -45,12 +44,11 @@ def label_points(axes: Axes, points: Sequence[Point]) -> None:
     figure.set_layout_engine("none")
     scale = figure.dpi / 72
     taken = [box for point in points for box in _drawn(axes, point, scale)]
-    halo = [withStroke(linewidth=2, foreground=axes.get_facecolor())]
     for point in sorted(points, key=lambda point: -point.y.mean):
         place = (point.x.mean, point.y.mean)
         text = axes.annotate(
             wrapped(point.label), place, (0, 0), textcoords="offset points",
-            ha="center", va="center", color=point.colour, fontsize=8.5, path_effects=halo,
+            ha="center", va="center", color=point.colour, fontsize=8.5,
         )  # fmt: skip
         size = text.get_window_extent(canvas.get_renderer())
         origin = axes.transData.transform(place)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from harness.markdown import NO_VALUE
 from harness.report.cells import (
-    NO_VALUE,
     Cell,
     Table,
     make_table,
@@ -15,14 +15,13 @@ from harness.report.episodes import (
     Draw,
     accuracy,
     compared,
-    episode_by_episode,
     evaluated,
     references,
     seed_by_seed,
     shots_and_classifiers,
 )
-from harness.report.read import Line
 from harness.report.settings import Setting
+from harness.results import Line
 
 _MOST_COLUMNS = 8  # of accuracies; more make a table of their own
 
@@ -51,8 +50,8 @@ def novel_tables(setting: Setting, draw: Draw, name: str) -> list[Table]:
     return tables
 
 
-def difference_tables(setting: Setting, draw: Draw, name: str) -> list[Table]:
-    """Differences between methods seed by seed, and between networks episode by episode."""
+def difference_table(setting: Setting, draw: Draw, name: str) -> Table | None:
+    """Differences between methods seed by seed; None if no two of them share two seeds."""
     chosen, classifier = compared(setting, draw)
     pairs = [
         (f"{shots}-shot less {other.label}'s, points", shots, other)
@@ -60,46 +59,27 @@ def difference_tables(setting: Setting, draw: Draw, name: str) -> list[Table]:
         for other in references(setting)
         if evaluated(other, draw, shots, classifier)
     ]
-    used = f"Normalisation {classifier.normalization}, classifier {classifier.name}"
-    over_seeds, over_episodes, several = [], [], False
+    rows, several = [], False
     for runs in setting.methods:
-        cells, by_seed = [], {}
-        for column, (_, shots, other) in enumerate(pairs):
-            own, others = (evaluated(r, draw, shots, classifier) for r in (runs, other))
-            difference = None if runs is other else seed_by_seed(own, others)
-            several |= difference is not None and difference.pairs > 1
-            cells.append(Cell(difference.text() if difference else NO_VALUE))
-            for seed in own.keys() & others.keys() if difference else ():
-                text = episode_by_episode(own[seed], others[seed]).text()
-                by_seed.setdefault(seed, [Cell(NO_VALUE)] * len(pairs))[column] = Cell(text)
-        if by_seed:
-            over_seeds.append([Cell(runs.label), *cells])
-        for seed, row in sorted(by_seed.items()):
-            over_episodes.append([Cell(runs.label), Cell(str(seed)), *row])
-    header = [title for title, _, _ in pairs]
-    tables = []
-    if several:
-        tables.append(
-            Table(
-                f"Methods compared on novel classes, {name}",
-                ["method", *header],
-                over_seeds,
-                f"{used}. Difference seed by seed (95 % interval of Student's t over seeds): "
-                "whether the methods differ.",
+        differences = [
+            None
+            if runs is other
+            else seed_by_seed(*(evaluated(r, draw, shots, classifier) for r in (runs, other)))
+            for _, shots, other in pairs
+        ]
+        several |= any(d is not None and d.seeds > 1 for d in differences)
+        if any(differences):
+            rows.append(
+                [Cell(runs.label), *(Cell(d.text() if d else NO_VALUE) for d in differences)]
             )
-        )
-    if over_episodes:
-        tables.append(
-            Table(
-                f"On the same episodes, {name}",
-                ["method", "seed", *header],
-                over_episodes,
-                f"{used}. Difference between the networks of one seed, episode by episode (95 % "
-                f"interval of Student's t over {draw.episodes:,} episodes): whether these two "
-                "networks differ, not whether the methods do; another seed makes other networks.",
-            )
-        )
-    return tables
+    if not several:
+        return None
+    note = (
+        f"Normalisation {classifier.normalization}, classifier {classifier.name}. Difference seed "
+        "by seed (95 % interval of Student's t over seeds, none where all are the same)."
+    )
+    header = ["method", *(title for title, _, _ in pairs)]
+    return Table(f"Methods compared on novel classes, {name}", header, rows, note)
 
 
 def _accuracies(

@@ -3,26 +3,18 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.report.sections import Section
 
 
-class Drawn(NamedTuple):
-    """A picture as PNG, for each scheme."""
-
-    light: bytes
-    dark: bytes
-
-
-def page(sections: Sequence[Section], drawn: Mapping[str, Drawn]) -> str:
-    """Writes the report as HTML, its pictures embedded in light and in dark.
+def page(sections: Sequence[Section], drawn: Mapping[str, bytes]) -> str:
+    """Writes the report as HTML, its pictures embedded.
 
     Args:
         sections: The report.
-        drawn: Each of its pictures, by name.
+        drawn: Each of its pictures as PNG, by name.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -23,27 +23,36 @@ from harness.report.episodes import Draw, accuracy, compared, evaluated
 from harness.report.overhead import Overhead
 from harness.report.settings import Setting
 from harness.report.statistics import Spread
-from harness.report.style import Theme
+from harness.report.style import SETTINGS
 from harness.report.tables import KINDS, robustness_conditions, time_unit
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot that can be drawn in light and in dark."""
+    """A picture of the report."""
 
     name: str
     """File name less its ending."""
     title: str
     alt: str
     """What it shows, in words."""
-    draw: Callable[[Theme], Figure]
+    draw: Callable[[], Figure] | bytes
+    """Draws it; or a PNG file, which another command has drawn."""
 
-    def png(self, theme: Theme) -> bytes:
-        """Draws the plot in a theme's colours."""
+    def png(self) -> bytes:
+        """Gives it as PNG; plots without a ground of their own."""
+        if isinstance(self.draw, bytes):
+            return self.draw
         file = io.BytesIO()
-        with mpl.rc_context(theme.settings):
-            self.draw(theme).savefig(file, format="png", metadata={"Software": None})
+        with mpl.rc_context(SETTINGS):
+            self.draw().savefig(file, format="png", metadata={"Software": None})
         return file.getvalue()
+
+
+def gallery_picture(content: bytes) -> Picture:
+    """Shows what ``harness gallery`` has drawn."""
+    alt = "Pairs of images, their saliency, SAGE's mask, and the mix of each method"
+    return Picture("gallery", "Pairs, saliency, mask and mixes", alt, content)
 
 
 def accuracy_pictures(setting: Setting, styles: Styles) -> list[Picture]:

@@ -1,26 +1,30 @@
-"""The report's contents: a section for each setting, then one for the cost of a step."""
+"""The report's contents: a section for each setting, then the cost of a step and the gallery."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.cells import Table
 from harness.report.drawing import Styles
 from harness.report.episodes import draw_names, draws
 from harness.report.findings import findings
-from harness.report.novel_tables import difference_tables, novel_tables
-from harness.report.overhead import overhead_table, overheads
+from harness.report.novel_tables import difference_table, novel_tables
+from harness.report.overhead import Overhead, overhead_table, overheads
 from harness.report.plots import (
     Picture,
     accuracy_pictures,
+    gallery_picture,
     novel_picture,
     overhead_picture,
     robustness_pictures,
 )
 from harness.report.read import Lines
+from harness.report.saliency_tables import agreement_tables, dynamics_tables
 from harness.report.settings import Setting, settings
 from harness.report.style import styles
 from harness.report.tables import (
     accuracy_comparisons,
     accuracy_table,
+    class_table,
     foreground_table,
     robustness_comparisons,
     robustness_table,
@@ -29,9 +33,9 @@ from harness.report.tables import (
 
 @dataclass(frozen=True)
 class Part:
-    """A table and the pictures that belong to it."""
+    """A table and the pictures that belong to it, or one of the two."""
 
-    table: Table
+    table: Table | None
     pictures: list[Picture] = field(default_factory=list)
 
 
@@ -51,20 +55,28 @@ def sections(lines: Lines) -> list[Section]:
     found, costs = settings(lines), overheads(lines.overhead)
     labels = {runs.label for setting in found for runs in setting.methods}
     looks = styles(labels.union(*(cost.methods for cost in costs)))
-    made = [_section(setting, looks) for setting in found]
+    made = [_section(setting, looks, costs) for setting in found]
     if costs:
         parts = []
         for cost in costs:
             picture = overhead_picture(cost, looks)
             parts.append(Part(overhead_table(cost), [picture] if picture else []))
         made.append(Section("Cost of a step", "", [], parts))
+    if lines.galleries:
+        pictures = [gallery_picture(content) for content in lines.galleries]
+        made.append(Section("Pairs and their mixes", "", [], [Part(None, pictures)]))
+    if lines.skipped:
+        made.append(Section("Lines that were skipped", "", lines.skipped, []))
     return _with_names_of_their_own(made)
 
 
-def _section(setting: Setting, looks: Styles) -> Section:
+def _section(setting: Setting, looks: Styles, costs: Sequence[Overhead]) -> Section:
     parts = _novel_parts(setting, looks)
     if setting.trained():
         parts.append(Part(accuracy_table(setting), accuracy_pictures(setting, looks)))
+    classes = class_table(setting)
+    if classes:
+        parts.append(Part(classes))
     if setting.learner is None:
         parts += map(Part, accuracy_comparisons(setting))
     robustness = robustness_table(setting)
@@ -74,7 +86,8 @@ def _section(setting: Setting, looks: Styles) -> Section:
     foreground = foreground_table(setting)
     if foreground:
         parts.append(Part(foreground))
-    return Section(setting.title, _made_with(setting), findings(setting), parts)
+    parts += map(Part, [*dynamics_tables(setting), *agreement_tables(setting)])
+    return Section(setting.title, _made_with(setting), findings(setting, costs), parts)
 
 
 def _novel_parts(setting: Setting, looks: Styles) -> list[Part]:
@@ -82,7 +95,7 @@ def _novel_parts(setting: Setting, looks: Styles) -> list[Part]:
     for draw, name in draw_names(draws(setting)).items():
         first, *others = novel_tables(setting, draw, name)
         parts.append(Part(first, [novel_picture(setting, draw, name, looks)]))
-        parts += map(Part, [*others, *difference_tables(setting, draw, name)])
+        parts += map(Part, filter(None, [*others, difference_table(setting, draw, name)]))
     return parts
 
 

@@ -9,9 +9,11 @@ from harness.config import RunConfig
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.methods.sage import OWN_SETTINGS, is_sage
-from harness.report.read import Line, Lines
+from harness.report.read import Lines
+from harness.results import Line, all_finite
 
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
+_FIGURES = {"train_loss": "training loss", "top1": "top-1", "nll": "NLL", "ece": "ECE"}
 
 
 class Evaluation(NamedTuple):
@@ -35,9 +37,11 @@ class MethodRuns:
     """The settings that this method reads and not all do: alpha, and what only SAGE reads."""
     label: str = ""
     runs: dict[int, Line] = field(default_factory=dict)
-    """Runs that were asked for, by seed, as the other three."""
+    """Runs that were asked for, by seed, as the others."""
     results: dict[int, Line] = field(default_factory=dict)
     failures: dict[int, Line] = field(default_factory=dict)
+    diverged: dict[int, str] = field(default_factory=dict)
+    """Why the figures of a run count for nothing; it is not among the results."""
     foreground: dict[int, Line] = field(default_factory=dict)
     robustness: dict[tuple[str, float], dict[int, Line]] = field(default_factory=dict)
     """By kind and strength, then by seed."""
@@ -46,11 +50,25 @@ class MethodRuns:
 
     def values(self, measure: str) -> dict[int, float]:
         """What the results hold of a measure, by seed."""
-        return {seed: run[measure] for seed, run in sorted(self.results.items()) if measure in run}
+        return {
+            seed: run[measure]
+            for seed, run in sorted(self.results.items())
+            if run.get(measure) is not None
+        }
+
+    def set_apart(self) -> None:
+        """Sets diverged runs apart, and drops the failures of runs that ended when tried again."""
+        reasons = {seed: divergence(line) for seed, line in self.results.items()}
+        self.diverged = {seed: reason for seed, reason in reasons.items() if reason}
+        for seed in self.results:
+            self.failures.pop(seed, None)
+        for lines in (self.results, *self.robustness.values(), *self.episodes.values()):
+            for seed in self.diverged:
+                lines.pop(seed, None)
 
     def seeds(self) -> set[int]:
         """All seeds that the method was to be trained with."""
-        parts = (self.runs, self.results, self.failures)
+        parts = (self.runs, self.results, self.failures, self.diverged)
         return set().union(*parts, *self.robustness.values())
 
 
@@ -62,6 +80,8 @@ class Setting:
     """What they share; None if the lines do not tell."""
     methods: list[MethodRuns]
     title: str = "What the mixes keep"
+    dynamics: list[Line] = field(default_factory=list)
+    agreement: list[Line] = field(default_factory=list)
 
     @property
     def learner(self) -> str | None:
@@ -110,12 +130,16 @@ def settings(lines: Lines) -> list[Setting]:
                 runs.episodes.setdefault(evaluation, {})[line["seed"]] = line
             else:
                 getattr(runs, part)[line["seed"]] = line
+    for line in lines.dynamics:
+        _setting(found, line).dynamics.append(line)
+    for line in lines.agreement:
+        _setting(found, line).agreement.append(line)
     for setting in found.values():
         setting.methods.sort(key=lambda runs: registry_order(runs.method))
         names = labels([(runs.method, runs.own) for runs in setting.methods])
         for runs, label in zip(setting.methods, names, strict=True):
             runs.label = label
-            runs.failures = {s: f for s, f in runs.failures.items() if s not in runs.results}
+            runs.set_apart()
     told = [setting for setting in found.values() if setting.config is not None]
     for learner in dict.fromkeys(setting.learner for setting in told):
         _name([setting for setting in told if setting.learner == learner])
@@ -157,17 +181,32 @@ def labels(methods: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return found
 
 
-def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
-    """Finds the place of a line, or makes one."""
+def divergence(line: Line) -> str | None:
+    """Says where a result's figures stop being finite; None if they never do."""
+    figures = {name: value for name, value in line.items() if name != "config"}
+    if not line.get("diverged") and all_finite(figures):
+        return None
+    for epoch, measured in enumerate(line.get("history", []), start=1):
+        for name, value in measured.items():
+            if value is None or not all_finite(value):
+                return f"{_FIGURES.get(name, name)} not finite in epoch {epoch}"
+    return "a figure is not finite"
+
+
+def _setting(found: dict[str, Setting], line: Line) -> Setting:
+    """Finds the setting of a line, or makes one."""
     config = line.get("config")
-    own: dict[str, Any] = {}
     if config is not None:
-        mixing = config.get("mixing", {})
         config = _whole(config)
         for name in ("alpha", *OWN_SETTINGS):
             del config["mixing"][name]
-        own = own_settings(line["method"], mixing)
-    setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
+    return found.setdefault(json.dumps(config, sort_keys=True), Setting(config, []))
+
+
+def _place(found: dict[str, Setting], line: Line) -> MethodRuns:
+    """Finds the place of a line, or makes one."""
+    setting = _setting(found, line)
+    own = own_settings(line["method"], (line.get("config") or {}).get("mixing", {}))
     for runs in setting.methods:
         if (runs.method, runs.own) == (line["method"], own):
             return runs

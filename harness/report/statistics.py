@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.stats import ttest_rel
 
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
+LEAST_SEEDS = 3
+"""Fewer rank nothing."""
+_ROUNDING = 1e-9  # of figures in percent or nats; differences that are closer are the same
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,35 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences, with a 95 % interval where there are two pairs or more."""
+    """Mean of the differences seed by seed, with Student's 95 % interval where they spread."""
 
     mean: float
-    interval: tuple[float, float] | None
-    pairs: int
-    """The number of seeds, or of episodes."""
+    seeds: int
+    interval: tuple[float, float] | None = None
+    p_value: float = 1.0
+    """How often chance alone brings a difference as large as this, of that spread."""
 
     @classmethod
     def of(cls, own: Mapping[int, float], other: Mapping[int, float]) -> "Difference | None":
         """Takes the differences of the seeds that both have; None if there is no such seed.
 
         Two runs of a seed share their training images and their initial weights, so that the
-        differences spread less than the runs do. The interval is that of Student's t over them.
+        differences spread less than the runs do.
         """
         seeds = sorted(own.keys() & other.keys())
-        spread = Spread.of([own[seed] - other[seed] for seed in seeds])
-        return None if spread is None else cls._of(spread, len(seeds))
+        apart = [own[seed] - other[seed] for seed in seeds]
+        if not apart:
+            return None
+        if max(apart) - min(apart) < _ROUNDING:  # of one seed, too: no spread, no interval
+            return cls(mean(apart), len(apart))
+        test = ttest_rel(*([values[seed] for seed in seeds] for values in (own, other)))
+        low, high = test.confidence_interval(CONFIDENCE)
+        return cls(mean(apart), len(apart), (float(low), float(high)), float(test.pvalue))
 
-    @classmethod
-    def of_episodes(cls, own: NDArray[np.float64], other: NDArray[np.float64]) -> "Difference":
-        """Takes the differences of two rows ``[episodes]``, with Student's interval over them."""
-        differences = own - other
-        deviation = float(differences.std(ddof=1)) if len(differences) > 1 else None
-        return cls._of(Spread(float(differences.mean()), deviation), len(differences))
-
-    @classmethod
-    def _of(cls, spread: Spread, pairs: int) -> "Difference":
-        if spread.deviation is None:
-            return cls(spread.mean, None, pairs)
-        half = student.ppf((1 + _CONFIDENCE) / 2, pairs - 1) * spread.deviation
-        half = float(half) / math.sqrt(pairs)
-        return cls(spread.mean, (spread.mean - half, spread.mean + half), pairs)
+    @property
+    def ranks(self) -> bool:
+        """Whether it may say which of two methods is ahead."""
+        return self.interval is not None and self.seeds >= LEAST_SEEDS
 
     def text(self) -> str:
         """Writes it as difference (low to high), in points."""
@@ -80,3 +78,18 @@ class Difference:
             return f"{self.mean:+.2f}"
         low, high = self.interval
         return f"{self.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrects the p-values of several comparisons (Holm, 1979).
+
+    The chance that any of the comparisons comes out below 5 % by chance alone is then 5 % at most,
+    however they depend on each other. The least p-value is multiplied by their number, the next by
+    one less, and so on; none may come out below one before it.
+    """
+    corrected = [1.0] * len(p_values)
+    least = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected

@@ -1,4 +1,4 @@
-"""How a method looks in every plot: its colour, line and marker, in light and in dark."""
+"""How a method looks in every plot: its colour, line and marker."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,31 +6,48 @@ from typing import Any
 
 from harness.methods import METHODS
 
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a scheme: one for SAGE, some for the others, and matplotlib's own."""
-
-    name: str
-    sage: str
-    others: tuple[str, ...]
-    settings: dict[str, Any]
+# Plots have no ground of their own, so that they stand on a white page and on a dark one. Every
+# colour has a contrast of 3 or more to both (the ink 4), and they stay apart for protanopes,
+# deuteranopes and tritanopes (CIELAB distance of 26 or more, after Machado et al., 2009).
+GROUNDS = ("#ffffff", "#16191d")
+"""The page's, in light and in dark."""
+INK = "#7a7a7a"
+SAGE = "#d55e00"
+OTHERS = (INK, "#3c78a5", "#872dff", "#c369ff", "#a55a3c")
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "legend.fontsize": 8.5,
+    "text.parse_math": False,
+}
+"""Matplotlib's."""
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = "osD^vPX<>pdh*"
 
 
 @dataclass(frozen=True)
 class Style:
     """How one method is drawn; no two methods of a report are drawn alike."""
 
-    colour: int | None
-    """Index into the theme's colours, None for SAGE's."""
+    colour: str
     line: str
     marker: str
     width: float
 
-    def lines(self, theme: Theme) -> dict[str, Any]:
+    def lines(self) -> dict[str, Any]:
         """Matplotlib's keywords for a line."""
         return {
-            "color": theme.sage if self.colour is None else theme.others[self.colour],
+            "color": self.colour,
             "linestyle": self.line,
             "linewidth": self.width,
             "marker": self.marker,
@@ -38,62 +55,19 @@ class Style:
         }
 
 
-def _theme(
-    name: str, ground: str, ink: str, grid: str, sage: str, others: tuple[str, ...]
-) -> Theme:
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    grounds = ("figure.facecolor", "axes.facecolor", "legend.facecolor")
-    settings = {
-        **dict.fromkeys(inked, ink),
-        **dict.fromkeys(grounds, ground),
-        "grid.color": grid,
-        "legend.frameon": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.size": 9,
-        "legend.fontsize": 8.5,
-        "text.parse_math": False,
-    }
-    return Theme(name, sage, others, settings)
-
-
-# Colours that stay apart for protanopes, deuteranopes and tritanopes (CIELAB distance of 26 or more
-# in light, 19 in dark, after Machado et al., 2009), with a contrast to the ground of 3 or more.
-LIGHT = _theme(
-    "light",
-    "#ffffff",
-    "#222222",
-    "#dddddd",
-    "#d55e00",
-    ("#222222", "#0072b2", "#8a2be2", "#d4709a", "#703610"),
-)
-DARK = _theme(
-    "dark",
-    "#16191d",
-    "#e6e6e6",
-    "#3a3f45",
-    "#f0742a",
-    ("#e6e6e6", "#3d9fd8", "#8f55f0", "#e88fb4", "#a06a45"),
-)
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = "osD^vPX<>pdh*"
-
-
 def styles(labels: Collection[str]) -> dict[str, Style]:
     """Gives each method a style; a method of the registry has the same in every report."""
     others = [name for name in METHODS if name != "sage"]
     others += sorted(label for label in labels if label not in METHODS and not _is_sage(label))
-    count = len(LIGHT.others)
+    count = len(OTHERS)
     found = {
         label: Style(
-            index % count, _LINES[index // count % 4], _MARKERS[index % len(_MARKERS)], 1.3
+            OTHERS[index % count], _LINES[index // count % 4], _MARKERS[index % len(_MARKERS)], 1.3
         )
         for index, label in enumerate(others)
     }
     for index, label in enumerate(sorted(filter(_is_sage, labels))):
-        found[label] = Style(None, _LINES[index % 4], _MARKERS[-1 - index % len(_MARKERS)], 2.0)
+        found[label] = Style(SAGE, _LINES[index % 4], _MARKERS[-1 - index % len(_MARKERS)], 2.0)
     return found
 
 

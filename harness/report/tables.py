@@ -3,10 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from statistics import median
 
 from harness.report.cells import (
-    NO_VALUE,
     Best,
     Cell,
     Table,
@@ -29,6 +27,7 @@ KINDS = {
 """The kinds of images that robustness is measured on, and what their strength is."""
 _MEASURES: dict[str, tuple[str, Best]] = {
     "top1": ("{}, %", max),
+    "balanced": ("balanced accuracy, %", max),
     "top5": ("top-5, %", max),
     "nll": ("NLL", min),
     "ece": ("ECE, %", min),
@@ -38,6 +37,8 @@ _FOREGROUND = {
     "foreground_kept_1": "of image 1, %",
     "foreground_kept_least": "the smaller of the two, %",
 }
+_MOST_CLASSES = 30  # in a table; more would be no table to read
+_ROUNDING = 1e-3  # percent
 _TIME_UNITS = ((2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 
 
@@ -59,7 +60,6 @@ def accuracy_table(setting: Setting) -> Table:
         ),
         *([_best_epoch_column(methods)] if few_shot else []),
         column("training loss", None, [[*r.values("train_loss").values()] for r in methods]),
-        ("step, ms", [Cell(_step(runs)) for runs in methods]),
         column(
             f"training, {unit}",
             None,
@@ -74,15 +74,40 @@ def accuracy_table(setting: Setting) -> Table:
     if few_shot:
         title, figure = "Validation classes and time", _validation(setting)
     note = (
-        f"{figure}; mean ± sample standard deviation over seeds; step: median over steps, epochs "
-        "and runs."
+        f"{figure}; mean ± sample standard deviation over seeds; training: by the clock, whatever "
+        "else the machine did."
     )
-    remarks = [
-        f"{runs.label}, seed {seed}, failed: {failure['error']}"
-        for runs in methods
-        for seed, failure in sorted(runs.failures.items())
-    ]
+    remarks = []
+    for runs in methods:
+        for seed, failure in sorted(runs.failures.items()):
+            remarks.append(f"{runs.label}, seed {seed}, failed: {failure['error']}")
+        for seed, reason in sorted(runs.diverged.items()):
+            remarks.append(f"{runs.label}, seed {seed}, diverged: {reason}")
     return make_table(title, methods, columns, note, remarks)
+
+
+def class_table(setting: Setting) -> Table | None:
+    """The accuracy of each class; None if it was not measured, or there are many classes."""
+    methods = [runs for runs in setting.trained() if runs.results]
+    measured = [
+        [line for line in runs.results.values() if "class_accuracy" in line and "classes" in line]
+        for runs in methods
+    ]
+    classes = next((lines[0]["classes"] for lines in measured if lines), [])
+    if not 0 < len(classes) <= _MOST_CLASSES:
+        return None
+    rows = []
+    for index, name in enumerate(classes):
+        known = [[line["class_accuracy"][index] for line in lines] for lines in measured]
+        values = [[value for value in of_one if value is not None] for of_one in known]
+        _, cells = column(name, max, values, digits=1)
+        rows.append([Cell(str(name)), *cells])
+    note = (
+        "Percent of each class's validation images, after the last epoch; mean ± sample standard "
+        "deviation over seeds."
+    )
+    header = ["class", *(runs.label for runs in methods)]
+    return Table("Accuracy of each class", header, rows, note)
 
 
 def accuracy_comparisons(setting: Setting) -> list[Table]:
@@ -183,17 +208,20 @@ def time_unit(times: Sequence[float]) -> tuple[str, int]:
     return next((unit, seconds) for least, seconds, unit in _TIME_UNITS if longest >= least)
 
 
-def milliseconds(value: float) -> str:
-    """Writes a time with three digits or more."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _measured(setting: Setting) -> dict[str, tuple[str, Best]]:
-    return {
+    found = {
         name: measure
         for name, measure in _MEASURES.items()
         if any(runs.values(name) for runs in setting.trained())
     }
+    if "balanced" in found and not any(map(_unequal_classes, setting.trained())):
+        del found["balanced"]  # with classes of one size it is top-1
+    return found
+
+
+def _unequal_classes(runs: MethodRuns) -> bool:
+    top1 = runs.values("top1")
+    return any(abs(v - top1[seed]) > _ROUNDING for seed, v in runs.values("balanced").items())
 
 
 def _robust_top1(runs: MethodRuns, condition: tuple[str, float]) -> dict[int, float]:
@@ -218,11 +246,6 @@ def _validation(setting: Setting) -> str:
         "each run's best epoch, which was chosen by it, so that it is no measure of new classes; "
         "training loss: the last epoch"
     )
-
-
-def _step(runs: MethodRuns) -> str:
-    steps = runs.values("step_ms").values()
-    return milliseconds(median(steps)) if steps else NO_VALUE
 
 
 def _or(values: set[str]) -> str:

@@ -7,9 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.report.markdown import markdown
-from harness.report.page import Drawn, page
+from harness.report.page import page
 from harness.report.sections import Section
-from harness.report.style import DARK, LIGHT
 
 
 def write(sections: Sequence[Section], out: Path) -> list[Path]:
@@ -27,13 +26,12 @@ def write(sections: Sequence[Section], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     pictures = [p for section in sections for part in section.parts for p in part.pictures]
     drawn = {
-        picture.name: Drawn(picture.png(LIGHT), picture.png(DARK))
-        for picture in tqdm(pictures, desc="pictures", disable=None)
+        picture.name: picture.png() for picture in tqdm(pictures, desc="pictures", disable=None)
     }
     files = {
         "report.html": page(sections, drawn).encode(),
         "report.md": (markdown(sections, pictures=True) + "\n").encode(),
-        **{f"{name}.png": picture.light for name, picture in drawn.items()},
+        **{f"{name}.png": content for name, content in drawn.items()},
     }
     for name, content in files.items():
         _replace(out / name, content)

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from harness.report.style import LIGHT
+from harness.report.style import OTHERS, SAGE, SETTINGS
 
 _PARTS = {
-    "mixing": (LIGHT.sage, "search of all and blend"),
-    "saliency": (LIGHT.others[1], "maps from the gradient"),
+    "mixing": (SAGE, "search of all and blend"),
+    "saliency": (OTHERS[1], "maps from the gradient"),
 }
 _LAYOUTS = {"contiguous": ("-", "o"), "channels last": ("--", "s")}
 _REFERENCE = {"color": "#888888", "linewidth": 1.0, "linestyle": ":"}
@@ -34,7 +34,7 @@ def main() -> None:
     paths = parser.parse_args()
     benchmarks = json.loads(paths.json.read_text(encoding="utf-8"))["benchmarks"]
     facts = [benchmark["extra_info"] for benchmark in benchmarks]
-    with mpl.rc_context(LIGHT.settings):
+    with mpl.rc_context(SETTINGS):
         draw(facts).savefig(paths.png, dpi=150, metadata={"Software": None})
 
 

@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from fewshot.episodes import EpisodeConfig, draw_episodes
-from fewshot.tasks import TaskBatches, TaskConfig, in_batches, in_order, targets_of, way_labels
-from harness.data import DataConfig, Subset, make_loader
+from fewshot.tasks import TaskBatches, TaskConfig, in_batches, in_order, way_labels
+from harness.data import DataConfig, Subset, make_loader, targets_of
 
 CPU = torch.device("cpu")
 TARGETS = [image // 10 for image in range(60)]

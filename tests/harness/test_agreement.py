@@ -9,11 +9,11 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from harness.agreement import decide, measure_agreement, objective, variants
-from harness.commands.agreement import table
+from harness.agreement import decide, measure_agreement, objective, table, variants
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
+from harness.markdown import markdown_table
 from harness.methods.base import MethodConfig, normalised
 from harness.results import read_results
 from harness.train import load_model, train
@@ -242,7 +242,7 @@ def test_the_network_is_trained_where_it_is_not_there(tmp_path):
 
 
 def test_table_has_a_row_a_line(measured):
-    rows = table(measured).splitlines()
+    rows = markdown_table(*table(measured)).splitlines()
     assert len(rows) == 2 + len(measured)
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[:2] for row in cells[2:]] == [

@@ -7,10 +7,10 @@ from scipy.stats import entropy, spearmanr
 from torch import nn
 
 import harness.dynamics
-from harness.commands.dynamics import table
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.dynamics import MEASURES, follow
+from harness.dynamics import MEASURES, follow, table
+from harness.markdown import markdown_table
 from harness.methods.base import MethodConfig
 from harness.results import read_results
 from harness.train import checkpoint_path, load_model, train
@@ -167,7 +167,7 @@ def test_the_table_has_means_over_seeds():
         {"method": "sage", "seed": seed, "epoch": 2, "label_weight": 0.25 * seed, "shift": 1.0}
         for seed in (1, 2)
     ]
-    assert table(lines).splitlines() == [
+    assert markdown_table(*table(lines)).splitlines() == [
         "| method | seeds | epoch | label weight | shift |",
         "| --- | --- | --- | --- | --- |",
         "| sage | 1 2 | 2 | 0.375 | 1.000 |",

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import recall_score
 from torch import nn
 
 from harness.measure import measure
@@ -37,6 +40,40 @@ def test_all_figures_against_numpy():
         for b in np.unique(inside)
     )
     assert figures["ece"] == pytest.approx(100 * error, rel=1e-4)
+
+
+def test_the_largest_class_does_not_carry_the_balanced_accuracy():
+    """Of 100 pictures 91 are of one class, and the network says that class whatever it sees."""
+    targets = torch.tensor([0] * 91 + [1] * 6 + [2] * 3)
+    logits = torch.tensor([5.0, 1.0, 0.0, -1.0]).expand(100, 4)
+    figures = measure(nn.Flatten(), batches(logits[:, None, None], targets))
+    assert figures["top1"] == pytest.approx(91)
+    assert figures["balanced"] == pytest.approx(100 / 3)
+    assert figures["class_accuracy"] == [100, 0, 0, None]
+
+
+def test_classes_against_scikit_learn():
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randint(12, (400,), generator=generator).clamp(min=4)  # 0 to 3 have none
+    logits = torch.randn(400, 12, generator=generator)
+    logits[range(400), targets] += 1
+    figures = measure(nn.Flatten(), batches(logits[:, None, None], targets))
+    said = logits.argmax(dim=1)
+    assert said.unique().numel() == 12  # also where there is none to be right about
+    recalls = recall_score(targets, said, labels=range(4, 12), average=None)
+    assert figures["balanced"] == pytest.approx(100 * recalls.mean())
+    assert figures["class_accuracy"][:4] == [None] * 4
+    assert figures["class_accuracy"][4:] == pytest.approx(100 * recalls, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_have_no_likelihood(value):
+    logits, targets = torch.randn(20, 3), torch.arange(20) % 3
+    logits[5] = value
+    figures = measure(nn.Flatten(), batches(logits[:, None, None], targets))
+    assert math.isnan(figures["nll"])
+    assert math.isnan(figures["ece"])
+    assert 0 <= figures["top1"] <= 100
 
 
 def test_few_classes_have_their_answer_among_five():

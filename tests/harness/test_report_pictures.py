@@ -1,20 +1,23 @@
 import io
 import itertools
 import math
+import re
 from collections import Counter
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
 
+import harness.report
 from harness.report.drawing import Bar, draw_bars, draw_points
 from harness.report.overhead import overheads
 from harness.report.plots import accuracy_pictures, overhead_picture, robustness_pictures
 from harness.report.read import Lines
 from harness.report.settings import settings
 from harness.report.statistics import Spread
-from harness.report.style import DARK, LIGHT, styles
+from harness.report.style import GROUNDS, INK, OTHERS, SAGE, SETTINGS, styles
 from tests.report_inputs import METHODS, benchmark, result, robustness
 
 STYLES = styles(METHODS)
@@ -27,10 +30,10 @@ def luminance(colour):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def draw(picture, theme=LIGHT):
+def draw(picture):
     """The figure and its only axes."""
-    with mpl.rc_context(theme.settings):
-        figure = picture.draw(theme)
+    with mpl.rc_context(SETTINGS):
+        figure = picture.draw()
     (axes,) = figure.axes
     return figure, axes
 
@@ -40,19 +43,56 @@ def by_colour(lines):
     return {line.get_color(): line for line in lines if line.get_linestyle() != "None"}
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
-def test_methods_can_be_told_apart(theme):
+def test_methods_can_be_told_apart():
     labels = [*METHODS, "new", "newer", "sage, lambda_max 0.5", "sage, lambda_max 1.0"]
     looks = styles(labels)
-    lines = [looks[label].lines(theme) for label in labels]
+    lines = [looks[label].lines() for label in labels]
     for first, second in itertools.combinations(lines, 2):
         different = {key for key in ("color", "linestyle", "marker") if first[key] != second[key]}
         assert different & {"color", "linestyle"}
         assert different & {"color", "marker"}
-    ground = luminance(theme.settings["axes.facecolor"])
-    for line in lines:
-        low, high = sorted((ground, luminance(line["color"])))
-        assert (high + 0.05) / (low + 0.05) >= 3
+    for ground, colour in itertools.product(GROUNDS, (INK, *(line["color"] for line in lines))):
+        low, high = sorted(map(luminance, (ground, colour)))
+        assert (high + 0.05) / (low + 0.05) >= (4 if colour == INK else 3)
+
+
+def test_the_grounds_are_the_pages():
+    page = (Path(harness.report.__file__).parent / "page.html.jinja").read_text()
+    assert re.findall(r"--ground: (#\w+);", page) == [*GROUNDS]
+
+
+# Machado et al., 2009, of full severity, on linear RGB; the first changes nothing.
+VISIONS = {
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+# CIE 1931, of sRGB's primaries under D65.
+XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+
+
+@pytest.mark.parametrize("vision", VISIONS.values(), ids=VISIONS)
+def test_colours_stay_apart_whoever_looks(vision):
+    rgb = np.array([mpl.colors.to_rgb(colour) for colour in (SAGE, *OTHERS)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(vision), 0, 1) @ np.transpose(XYZ)
+    x, y, z = np.cbrt(seen / np.sum(XYZ, axis=1)).T  # none is so dark that CIELAB is linear
+    lab = np.transpose([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+    for first, second in itertools.combinations(lab, 2):
+        assert np.linalg.norm(first - second) >= 26
 
 
 def test_a_method_looks_the_same_whatever_else_is_there():
@@ -69,8 +109,8 @@ def test_labels_of_crowded_points_do_not_overlap(seed):
         label: (Spread(time, 0.2), Spread(accuracy, 0.3))
         for label, time, accuracy in zip(METHODS, times, accuracies, strict=True)
     }
-    with mpl.rc_context(LIGHT.settings):
-        figure = draw_points(points, STYLES, ("time, s", "top-1, %"), LIGHT)
+    with mpl.rc_context(SETTINGS):
+        figure = draw_points(points, STYLES, ("time, s", "top-1, %"))
     (axes,) = figure.axes
     texts = [text for text in axes.texts if text.get_text()]
     assert Counter(text.get_text().replace("\n", " ") for text in texts) == Counter(METHODS)
@@ -122,7 +162,7 @@ def test_robustness_curves_start_at_the_clean_accuracy():
     assert (noise.name, pgd.name) == ("robustness-noise", "robustness-pgd")
     curves = by_colour(draw(noise)[1].lines)
     for method, top1 in (("none", 51.0), ("sage", 61.0)):
-        curve = curves[STYLES[method].lines(LIGHT)["color"]]
+        curve = curves[STYLES[method].lines()["color"]]
         expected = [(0, top1), (0.1, top1 - 10), (0.2, top1 - 20)]
         np.testing.assert_allclose(curve.get_xydata(), expected)
 
@@ -148,24 +188,23 @@ def test_bars_show_the_ratio_and_the_parts():
     assert [text.get_text() for text in axes.texts] == ["1.00", "2.00"]
 
 
-def test_a_picture_is_a_png_in_the_colours_of_its_theme():
+def test_a_picture_is_a_png_without_a_ground():
     (cost,) = overheads([benchmark("sage", "step", 160.0, 2.0)["extra_info"]])
     picture = overhead_picture(cost, STYLES)
-    for theme in (LIGHT, DARK):
-        png = picture.png(theme)
-        assert png == picture.png(theme)
-        with Image.open(io.BytesIO(png)) as image:
-            assert image.format == "PNG"
-            pixels = Counter(image.convert("RGB").get_flattened_data())
-        wanted = [mpl.colors.to_rgb(c) for c in (theme.settings["figure.facecolor"], theme.sage)]
-        expected = {tuple(round(255 * channel) for channel in colour) for colour in wanted}
-        assert {colour for colour, _ in pixels.most_common(2)} == expected
+    png = picture.png()
+    assert png == picture.png()
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        pixels = Counter(image.convert("RGBA").get_flattened_data())
+    (ground, _), (bar, _) = pixels.most_common(2)
+    assert ground[3] == 0
+    assert bar == (*(round(255 * channel) for channel in mpl.colors.to_rgb(SAGE)), 255)
 
 
 def test_a_label_is_no_formula():
     looks = styles(["$x_1$"])
-    with mpl.rc_context(LIGHT.settings):
-        figure = draw_bars([Bar("$x_1$", 1.5, {})], looks, "ratio", LIGHT)
+    with mpl.rc_context(SETTINGS):
+        figure = draw_bars([Bar("$x_1$", 1.5, {})], looks, "ratio")
         figure.savefig(io.BytesIO())
     (label,) = figure.axes[0].get_yticklabels()
     assert not label.get_parse_math()

@@ -2,43 +2,59 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
-from harness.report.statistics import Difference, Spread
+from harness.report.statistics import Difference, Spread, holm
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_the_difference_is_that_of_scipys_paired_t_test(count):
+def test_the_difference_has_students_interval_and_p_value(count):
     random = np.random.default_rng(count)
     own, other = random.normal(50, 3, (2, count))
     found = Difference.of(dict(enumerate(own.tolist())), dict(enumerate(other.tolist())))
-    assert found.pairs == count
+    assert found.seeds == count
     assert found.mean == pytest.approx((own - other).mean())
-    for test in (ttest_1samp(own - other, 0), ttest_rel(own, other)):
-        assert found.interval == pytest.approx((*test.confidence_interval(0.95),))
-
-
-@pytest.mark.parametrize("count", [2, 600])
-def test_episodes_are_compared_as_scipys_paired_t_test_does(count):
-    own, other = np.random.default_rng(count).binomial(75, 0.5, (2, count)) / 0.75
-    found = Difference.of_episodes(own, other)
-    assert found.pairs == count
-    assert found.mean == pytest.approx((own - other).mean())
-    expected = ttest_rel(own, other).confidence_interval(0.95)
-    assert found.interval == pytest.approx((*expected,))
-    assert Difference.of_episodes(own[:1], other[:1]).interval is None
+    test = ttest_1samp(own - other, 0)
+    assert found.interval == pytest.approx((*test.confidence_interval(0.95),))
+    apart = own - other  # by hand: twice the tail beyond mean / (deviation / sqrt(n))
+    t = apart.mean() / (apart.std(ddof=1) / math.sqrt(count))
+    assert found.p_value == pytest.approx(2 * student.sf(abs(t), count - 1))
+    assert found.ranks == (count >= 3)
 
 
 def test_only_seeds_that_both_have_are_compared():
     found = Difference.of({0: 1.0, 2: 5.0, 3: 9.0}, {3: 5.0, 0: 0.0, 1: 100.0})
-    assert (found.mean, found.pairs) == (2.5, 2)
+    assert (found.mean, found.seeds) == (2.5, 2)
     assert Difference.of({0: 1.0}, {1: 1.0}) is None
 
 
-def test_one_seed_has_no_interval_and_equal_runs_an_empty_one():
-    assert Difference.of({5: 1.5}, {5: 1.0}) == Difference(0.5, None, 1)
-    same = {0: 3.0, 1: 4.0}
-    assert Difference.of(same, same).text() == "+0.00 (+0.00 to +0.00)"
+def test_one_seed_and_equal_differences_have_no_interval_and_rank_nothing():
+    assert Difference.of({5: 1.5}, {5: 1.0}) == Difference(0.5, 1)
+    own = {0: 0.1 + 0.2, 1: 8.3, 2: 70.7}
+    other = {0: 0.3 - 1.1, 1: 7.2, 2: 69.6}
+    assert len({own[seed] - other[seed] for seed in own}) > 1  # as the machine rounds
+    found = Difference.of(own, other)
+    assert (found.interval, found.ranks, found.text()) == (None, False, "+1.10")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_correction_is_holms(seed):
+    """Holm's procedure as published: reject the least while it is at most level / (those left)."""
+    random = np.random.default_rng(seed)
+    p_values = random.choice([0.001, 0.01, 0.0125, 0.02, 0.03, 0.04, 0.2, 0.9], size=5).tolist()
+    for level in (0.049, 0.051, 0.101, 0.2):
+        rejected, left = set(), sorted(range(5), key=lambda i: p_values[i])
+        while left and p_values[left[0]] <= level / len(left):
+            rejected.add(left.pop(0))
+        assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+def test_the_correction_of_one_comparison_is_none_and_none_exceeds_one():
+    assert holm([0.03]) == [0.03]
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])  # by hand
 
 
 def test_spread_is_the_samples():
@@ -53,4 +69,3 @@ def test_spread_is_the_samples():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_run_that_diverged_makes_no_mean(value):
     assert Spread.of([1.0, value]).text() == "nan"
-    assert "nan" in Difference.of({0: 1.0, 1: value}, {0: 0.0, 1: 0.0}).text()

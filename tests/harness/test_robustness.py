@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
+import harness.robustness
 from harness.commands.robustness import Robustness
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
@@ -298,6 +300,48 @@ def test_another_number_of_images_is_another_figure(runs, data_dir):
         Robustness(runs, data_dir, images=images)()
     lines = read_results(runs / "robustness.jsonl")
     assert [line["images"] for line in lines] == [10] * len(FIGURES) + [11] * len(FIGURES)
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_a_network_is_measured_in_the_type_that_it_was_trained_in(
+    tmp_path, data_dir, monkeypatch, amp
+):
+    data = DataConfig("folder", data_dir, val_split="test", image_size=SIZE, batch_size=10)
+    config = RunConfig("none", 0, data=data, schedule=ScheduleConfig(epochs=1), amp=amp)
+    result = train(config, tmp_path, CPU)
+    types = {"answers": set(), "gradients": set()}
+    forward = nn.Conv2d.forward
+
+    def watched(module, images):
+        maps = forward(module, images)
+        types["gradients" if torch.is_grad_enabled() else "answers"].add(maps.dtype)
+        return maps
+
+    monkeypatch.setattr(nn.Conv2d, "forward", watched)
+    (clean,) = [
+        line
+        for line in measure_robustness(result, tmp_path, data_dir, None, CPU)
+        if line["kind"] == "clean"
+    ]
+    assert clean["top1"] == pytest.approx(result["top1_last"])
+    assert types == {"answers": {getattr(torch, amp)}, "gradients": {torch.float32}}
+
+
+@pytest.mark.parametrize(("images", "allowed"), [(60, 2), (1000, 5)])
+def test_some_predictions_may_tip_and_no_more(trained, monkeypatch, images, allowed):
+    """Half a percent of the images, and two of a few."""
+    result = read_results(trained / "results.jsonl")[0] | {"validation_size": images}
+    for tipped in (allowed, allowed + 1):
+        accuracy = result["top1_last"] + 100 * tipped / images
+        monkeypatch.setattr(harness.robustness, "top1", lambda *_, value=accuracy: value)
+        measure = functools.partial(
+            harness.robustness._measure, None, None, range(images), "clean", 0.0, result, CPU
+        )
+        if tipped == allowed:
+            assert measure()["top1"] == accuracy
+        else:
+            with pytest.raises(ValueError, match="top-1 on the clean images is"):
+                measure()
 
 
 def cut(path):

@@ -1,8 +1,10 @@
 import functools
 import json
+import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.results import load_checkpoint, read_results
-from harness.train import checkpoint_path, load_model, train
+from harness.train import Validation, checkpoint_path, load_model, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,41 @@ def test_a_result_holds_what_the_design_asks_for(tmp_path):
         assert line[f"{measure}_last"] == line["history"][-1][measure]
     assert line["config"]["mixing"]["update_ratio"] == 0.7
     assert len(line["history"]) == 3
+
+
+def test_a_result_holds_the_classes_and_their_accuracies(tmp_path):
+    """The glyphs' classes are of one size, so that the mean over them is top-1."""
+    line = train(replace(TINY, method="none"), tmp_path, CPU)
+    assert len(line["classes"]) == len(line["class_accuracy"]) == 100
+    assert line["balanced_last"] == pytest.approx(line["top1_last"])
+    assert statistics.mean(line["class_accuracy"]) == pytest.approx(line["top1_last"], abs=1e-3)
+    assert "class_accuracy_last" not in line
+    assert "class_accuracy" not in line["history"][-1]
+    assert "diverged" not in line
+
+
+@pytest.mark.parametrize("method", ["none", "mixup", "manifold", "sage"])
+def test_a_run_that_diverges_is_marked_and_ends(tmp_path, method):
+    config = replace(TINY, method=method, schedule=ScheduleConfig(epochs=3, lr=1e9))
+    line = train(config, tmp_path, CPU)
+    assert line["diverged"] is True
+    assert (line["train_loss"], line["nll"], line["ece"]) == (None, None, None)
+    assert read_results(tmp_path / "results.jsonl") == [line]
+    assert "NaN" not in (tmp_path / "results.jsonl").read_text()
+    assert train(config, tmp_path, CPU) == line  # and is not trained again
+
+
+def test_a_figure_that_is_not_finite_in_one_epoch_leaves_no_median(tmp_path):
+    """Whatever its place among the epochs: NaN has none in their order."""
+    figures = iter([1.0, 3.0, math.nan, 2.0, 4.0])
+    config = replace(TINY, method="none", schedule=ScheduleConfig(epochs=5))
+    validation = Validation(lambda *_: {"top1": 50.0, "nll": next(figures)})
+    config = replace(config, batch_norm="running")
+    line = train(config, tmp_path, CPU, validation=validation)
+    assert line["nll"] is None
+    assert line["nll_last"] == 4
+    assert line["diverged"]
+    assert [epoch["nll"] for epoch in line["history"]] == [1, 3, None, 2, 4]
 
 
 def test_top1_is_the_median_of_the_last_ten_epochs(tmp_path):

@@ -1,0 +1,233 @@
+"""Folders of images: what is a split, what is a class, what is an image.
+
+A split is a folder, its direct subfolders are the classes, and a class holds images at any depth.
+Names that begin with a dot are not there.
+"""
+
+import functools
+import os
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+VALIDATION_NAMES = ("validation", "val", "valid")
+_ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow opens them, and reads no pixel
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of one split: files and targets side by side, in an order that is total."""
+
+    path: Path
+    classes: list[str]
+    files: list[Path]
+    targets: list[int]
+    skipped: list[Path]
+    """Files beside the classes, and files in them that are no images."""
+    hidden: int
+    """Names that begin with a dot."""
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Returns the extensions of all formats that Pillow reads, in lower case with their dot."""
+    Image.init()
+    return frozenset(
+        extension
+        for extension, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in _ONLY_IDENTIFIED
+    )
+
+
+def find_split(root: Path, name: str, others: Sequence[str] = ()) -> Path:
+    """Finds the folder of a split.
+
+    Args:
+        root: The data set's folder.
+        name: The split's name; case counts only where two folders differ by it.
+        others: Names to try where there is no folder of that name.
+
+    Raises:
+        ValueError: If there is no such folder, or more than one of the others.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "there is no such folder"
+        raise ValueError(f"data_dir={str(root)!r}: {what}")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    exact = [p for p in folders if p.name == name]
+    found = exact or [p for p in folders if p.name.lower() == name.lower()]
+    found = found or [p for p in folders if p.name.lower() in others]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(p.name for p in found or folders[:20]) or "no folder"
+    if found:
+        raise ValueError(
+            f"{root} has no folder {name!r}, but more than one that may stand for it: {there}. "
+            "Name the one to take"
+        )
+    tried = " or ".join(dict.fromkeys([name, *others]))
+    raise ValueError(
+        f"{root} has no folder {tried} for the split {name!r}: it has {there}. Put a split's "
+        "classes into a folder of its own, or name the folder to take"
+    )
+
+
+def read_folder(path: Path) -> ImageFolder:
+    """Lists the images of a split.
+
+    Raises:
+        ValueError: If there are no classes, a class has no images, or two classes have one name.
+    """
+    folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = [_printable(folder.name) for folder in folders]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has two folders that read {twice[0]!r}: rename one")
+    if not folders:
+        raise ValueError(f"{path} has no folder of images: it needs one for each class")
+    classes = sorted(names, key=natural_order)
+    hidden = sum(p.name.startswith(".") for p in path.iterdir())
+    skipped = [p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+    files: list[Path] = []
+    targets: list[int] = []
+    for target, name in enumerate(classes):
+        folder = folders[names.index(name)]
+        images = []
+        for file in _walk(folder):
+            if any(part.startswith(".") for part in file.relative_to(folder).parts):
+                hidden += 1
+            elif file.suffix.lower() in image_extensions():
+                images.append(file)
+            else:
+                skipped.append(file)
+        if not images:
+            raise ValueError(
+                f"class {name!r} has no images in {folder}: add some, or take the folder away. "
+                f"Images are files that Pillow reads, by their extension"
+            )
+        files += sorted(images, key=lambda file: natural_order(_printable(str(file))))
+        targets += [target] * len(images)
+    return ImageFolder(path, classes, files, targets, sorted(skipped), hidden)
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """Returns the key of timm's order, numbers by their value and case aside, made total."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converts an image to 8 bits a channel, as ``PIL.Image.convert``, but scales 16 bits.
+
+    The EXIF orientation is not applied, as in timm and torchvision.
+
+    Args:
+        image: Of any mode.
+        mode: ``"RGB"`` or ``"L"``.
+
+    Raises:
+        ValueError: If the pixels' range is not known, or the file is no whole image.
+    """
+    try:
+        image.load()
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            pixels = np.asarray(image).astype(np.float64) / 257
+            image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(
+                f"pixels of mode {image.mode!r} have no known range: save them with 8 or 16 bits"
+            )
+        return image if image.mode == mode else image.convert(mode)
+    except (OSError, SyntaxError, IndexError) as error:  # Pillow raises any of them
+        raise ValueError(f"no whole image: {error}") from error
+
+
+class FolderImages(Dataset):
+    """The images of a folder, ``(PIL image, class index)`` each.
+
+    Args:
+        folder: What :func:`read_folder` found.
+        mode: ``"RGB"`` or ``"L"``.
+        replace: Whether the next image stands in for one that cannot be read, as in timm. It is
+            named then, and counted.
+    """
+
+    def __init__(self, folder: ImageFolder, mode: str, replace: bool) -> None:
+        self.classes = folder.classes
+        self.targets = folder.targets
+        self.files = folder.files
+        self.mode = mode
+        self.replace = replace
+        self.transform: Any = None
+        self._broken = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int):
+        for place in range(index, index + len(self)):
+            place %= len(self)
+            try:
+                image = read_image(self.files[place], self.mode)
+            except ValueError as error:
+                if not self.replace:
+                    raise
+                if not self._broken[place]:
+                    self._broken[place] = True
+                    tqdm.write(f"{error}; the next image stands in for it", file=sys.stderr)
+                continue
+            break
+        else:
+            raise ValueError(f"{self.files[index].parent}: none of {len(self)} images can be read")
+        return image if self.transform is None else self.transform(image), self.targets[place]
+
+    @property
+    def broken(self) -> int:
+        """The number of images that others stood in for, in all processes."""
+        return int(self._broken.sum())
+
+
+def read_image(file: Path, mode: str) -> Image.Image:
+    """Reads an image file.
+
+    Raises:
+        ValueError: If it is no whole image or its pixels' range is not known, naming the file.
+    """
+    try:
+        with Image.open(file) as image:
+            return as_mode(image, mode)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def listed(names: Sequence[Any]) -> str:
+    """Names the first few of many."""
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(map(str, names[:_NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Gives all files below a folder, through links too, but into no folder twice on the way."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(place)}
+        above |= {os.path.realpath(parent) for parent in Path(place).parents}
+        folders[:] = [n for n in folders if os.path.realpath(os.path.join(place, n)) not in above]
+        yield from (Path(place, file) for file in files)
+
+
+def _printable(name: str) -> str:
+    """Returns a name as text: one form for each accent, and bytes that are no UTF-8 spelled out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", text)
