@@ -6,6 +6,7 @@ Nothing here imports torch at the top, for which --help would have to wait.
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -322,6 +323,9 @@ class OverheadConfig:
         from harness.device import open_device
         from harness.methods import METHODS
 
+        for name in ("methods", "models", "batch_sizes", "image_sizes"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one, got none")
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
@@ -363,6 +367,19 @@ def check_directory(path: Path) -> None:
     """
     if not path.is_dir():
         raise ValueError(f"no such folder: {path}")
+
+
+def make_directory(path: Path) -> None:
+    """Makes a folder to write to.
+
+    Raises:
+        ValueError: If it cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"out={str(path)!r} cannot be written to: {error.strerror}") from error
 
 
 def _made(kind: type, settings: dict[str, Any], name: str) -> Any:

@@ -11,7 +11,7 @@ import timm
 import torch
 from tqdm import tqdm
 
-from harness.config import OverheadConfig
+from harness.config import OverheadConfig, make_directory
 from harness.device import device_name
 from harness.markdown import markdown_table
 from harness.methods.sage import is_sage
@@ -43,7 +43,7 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
         RuntimeError: If pytest itself fails.
     """
     config.check()
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     path = out / "overhead.json"
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:

@@ -14,7 +14,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from tqdm import tqdm
 
-from harness.config import RunConfig
+from harness.config import RunConfig, make_directory
 from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
@@ -193,11 +193,12 @@ def _lock_path(out: Path, name: str) -> Path:
 
 
 def _check_folder(out: Path) -> None:
+    make_directory(out)
     try:
         with FileLock(_lock_path(out, "runs")):
             pass
     except OSError as error:
-        raise ValueError(f"out={str(out)!r} cannot be written to: {error.strerror}") from error
+        raise ValueError(f"out={str(out)!r} cannot be locked: {error.strerror}") from error
 
 
 def _tried_network(run: RunConfig, classes: int) -> nn.Module:

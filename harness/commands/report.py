@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from harness.config import expanded
+from harness.config import expanded, make_directory
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class Report:
         if not self.directories:
             raise ValueError("name at least one folder that holds a results.jsonl")
         found = [folder for named in self.directories for folder in folders(named)]
+        out = self.out or found[0]
+        make_directory(out)
         contents = sections(read([*dict.fromkeys(found)]))
         print(markdown(contents, pictures=False))
         print()
-        for path in write(contents, self.out or found[0]):
+        for path in write(contents, out):
             print(f"written: {path}")
 
 

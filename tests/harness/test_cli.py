@@ -121,6 +121,13 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     assert not out.exists()
 
 
+def test_what_is_asked_for_twice_is_trained_once(call, tmp_path):
+    line = f"train {SMALL} --methods none none --seeds 1 1 --out {tmp_path}"
+    code, printed, _ = call(line)
+    assert (code, printed.count("none  seed 1")) == (0, 1)
+    assert len(read_results(tmp_path / "results.jsonl")) == 1
+
+
 @pytest.mark.parametrize("place", ["", "/below"])
 def test_a_file_in_the_place_of_the_folder_is_refused(call, tmp_path, place):
     (tmp_path / "out").write_text("mine")
@@ -147,6 +154,23 @@ def test_other_commands_train_nothing_that_they_cannot_measure(call, tmp_path, l
     assert code == 2
     assert re.fullmatch(f"harness: {text}\n", errors)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("overhead --device foo", "device='foo' is not there: .+"),
+        ("overhead --methods none --lambda-max 3", r"lambda_max must be in \(0, 1\], got 3.0"),
+        ("overhead --batch-sizes", "batch_sizes must name at least one, got none"),
+        ("overhead --out FILE", "out='.*' cannot be written to: .+"),
+        ("report . --out FILE", "out='.*' cannot be written to: .+"),
+    ],
+)
+def test_commands_that_train_nothing_refuse_alike(call, tmp_path, line, text):
+    (tmp_path / "file").touch()
+    code, _, errors = call(line.replace("FILE", str(tmp_path / "file")))
+    assert code == 2
+    assert re.fullmatch(f"harness: {text}\n", errors)
 
 
 @pytest.mark.parametrize("line", ["robustness", "report"])
