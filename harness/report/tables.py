@@ -68,22 +68,41 @@ def accuracy_table(setting: Setting) -> Table:
         ),
     ]
     title = "Accuracy and time"
+    epochs = (setting.config or {}).get("measured_epochs", 10)
     figure = (
-        "Each run's figure is the median of its last ten epochs (training loss: the last epoch)"
+        f"Each run's figure is the median of its last {epochs} epochs (training loss: the last "
+        "epoch)"
+        if epochs > 1
+        else "Each run's figure is that after its last epoch"
     )
     if few_shot:
         title, figure = "Validation classes and time", _validation(setting)
     note = (
         f"{figure}; mean ± sample standard deviation over seeds; training: by the clock, whatever "
-        "else the machine did."
+        f"else the machine did{_geometry(setting)}."
     )
-    remarks = []
+    results = [run for runs in methods for run in runs.results.values()]
+    remarks = [*dict.fromkeys(f"{note}" for run in results for note in run.get("notes", ()))]
+    broken = max((run.get("broken_images") or 0 for run in results), default=0)
+    if broken:
+        remarks.append(f"{broken} training images could not be read; others stood in for them")
     for runs in methods:
         for seed, failure in sorted(runs.failures.items()):
             remarks.append(f"{runs.label}, seed {seed}, failed: {failure['error']}")
         for seed, reason in sorted(runs.diverged.items()):
             remarks.append(f"{runs.label}, seed {seed}, diverged: {reason}")
     return make_table(title, methods, columns, note, remarks)
+
+
+def _geometry(setting: Setting) -> str:
+    """Says how images are shown, where the lines tell."""
+    data = (setting.config or {}).get("data", {})
+    if "crop_mode" not in data:
+        return ""
+    return (
+        f"; images: {data['image_size']} pixels, crop_mode {data['crop_mode']}, crop_pct "
+        f"{data['crop_pct']:g}, in training also train_crop_mode {data['train_crop_mode']}"
+    )
 
 
 def class_table(setting: Setting) -> Table | None:

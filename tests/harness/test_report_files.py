@@ -131,3 +131,13 @@ def test_what_matches_nothing_is_refused_by_name(tmp_path, monkeypatch, named, t
     (tmp_path / "run1" / "empty").mkdir(parents=True)
     with pytest.raises(ValueError, match=text):
         Report((Path(named),))()
+
+
+def test_the_page_says_how_images_are_shown_and_what_was_odd(tmp_path):
+    note = "2 files of 'train' are no image of a class: a.txt, b.txt"
+    results = [result("none", seed, notes=[note], broken_images=seed) for seed in (0, 1)]
+    text = report(tmp_path, results=results)
+    assert text.count(note) == 1
+    assert "1 training images could not be read; others stood in for them" in text
+    assert "; images: 32 pixels, crop_mode squash, crop_pct 1, in training also" in text
+    assert "could not be read" not in report(tmp_path / "tidy", results=results[:1])
