@@ -10,7 +10,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from sage_timm.hooks import Loss
+from sage_timm.gradient import Loss
 from sage_timm.sage import Sage, Search
 from sage_timm.targets import check_range
 
@@ -24,7 +24,7 @@ class SageMixup(Mixup):
 
     A call runs the attached model forwards and backwards once. With ``update_ratio=1`` that leaves
     no trace in the model. Below 1, the gradient of the clean loss waits for the training loop's
-    next forward and backward pass of the model, see :func:`sage_timm.hooks.share_gradient`.
+    next forward and backward pass of the model, see :func:`sage_timm.gradient.share_gradient`.
 
     Args:
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0. On 500

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sage_timm.blend import blend
-from sage_timm.hooks import Loss, drop_shared_gradient, share_gradient
+from sage_timm.gradient import Loss, drop_shared_gradient, share_gradient
 from sage_timm.rearrange import best_translation, random_translations
 from sage_timm.saliency import saliency_pass
 

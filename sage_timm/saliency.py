@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.hooks import Loss, input_gradient
+from sage_timm.gradient import Loss, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from sage_timm.hooks import Loss
+from sage_timm.gradient import Loss
 from sage_timm.sage import Sage, Search
 from sage_timm.targets import check_range
 

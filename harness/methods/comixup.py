@@ -10,7 +10,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, needs, register
-from sage_timm.hooks import drop_shared_gradient, input_gradient, share_gradient
+from sage_timm.gradient import drop_shared_gradient, input_gradient, share_gradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
 _ALPHA = 2.0
