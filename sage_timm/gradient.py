@@ -1,8 +1,4 @@
-"""What SAGE takes from a model and gives back: the gradient at its input, the scale at its output.
-
-Sec. 3.4 of the paper: the backward pass that gives the saliency also gives the clean loss's
-parameter gradient, which a training step can share.
-"""
+"""The gradient of the loss at the images, and the model left as it was (SAGE, Sec. 3.1)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
+
+from sage_timm.model_state import as_before
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Keeps float16 gradients from vanishing; the saliency does not depend on the loss's scale.
-_HALF_LOSS_SCALE = 1024.0
+# Keeps float16 gradients from vanishing. A power of two changes no bit of those in other types,
+# and a network that works in float16 may return other logits, and have its autocast inside.
+_LOSS_SCALE = 1024.0
 
-_waiting: WeakIdKeyDictionary = WeakIdKeyDictionary()  # model -> the hook that waits for its step
 _in_saliency_pass: ContextVar[bool] = ContextVar("_in_saliency_pass", default=False)
 
 
@@ -54,110 +50,60 @@ def input_gradient(
         ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
             images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
     """
-    with _alone(model), _buffers_restored(model), _saliency_pass(), torch.enable_grad():
+    with (
+        as_before(model, loss_fn),
+        _alone(model),
+        _own_casts(),
+        for_saliency(),
+        torch.enable_grad(),
+    ):
         leaf = images.detach().requires_grad_()
-        logits = model(leaf)
-        loss = _checked_loss(logits, targets, loss_fn)
-        scale = _HALF_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
+        # A copy: the model may change its input in place.
+        loss = _checked_loss(model(leaf.clone()), targets, loss_fn)
         weights = [p for p in model.parameters() if p.requires_grad] if parameters else []
         gradients: tuple[Tensor | None, ...] = (None,)
         if loss.requires_grad:
-            gradients = torch.autograd.grad(loss * scale, [leaf, *weights], allow_unused=True)
-    if gradients[0] is None:
+            scaled = loss * _LOSS_SCALE
+            gradients = torch.autograd.grad(scaled, [leaf, *weights], allow_unused=True)
+    at_images = gradients[0]
+    if at_images is None:
         raise ValueError(
             "the attached model passes no gradient from its output to its input, so there is no "
             "saliency; does it run under no_grad, or ignore its input?"
         )
     return LossGradient(
-        gradients[0],
+        at_images if at_images.dtype == torch.float16 else at_images / _LOSS_SCALE,
         [
-            (weight, gradient / scale)
+            (weight, gradient / _LOSS_SCALE)
             for weight, gradient in zip(weights, gradients[1:], strict=True)
             if gradient is not None
         ],
     )
 
 
-def share_gradient(
-    model: nn.Module,
-    clean: list[tuple[nn.Parameter, Tensor]],
-    mixed_targets: Tensor,
-    loss_fn: Loss,
-    update_ratio: float,
-) -> None:
-    """Makes the model's next training step use both the clean and the mixed loss (Sec. 3.4).
-
-    A forward hook waits for the model's next forward pass that records gradients, and removes
-    itself then; a gradient that still waits from before is dropped. When the training loop
-    calls ``backward()`` on its loss, the gradient at the logits is multiplied by ``update_ratio``,
-    and ``1 - update_ratio`` times the clean gradient is added to the ``.grad`` of each parameter,
-    before the mixed one is: ``DistributedDataParallel`` averages their sum. So the step's gradient
-    is ``(1 - ratio) * clean + ratio * mixed``, the loss that the loop logs is not scaled, and it
-    does not matter where the loop calls ``zero_grad()``.
-
-    A factor that the loop puts on its loss (a ``GradScaler``'s, or one over the number of
-    accumulated batches) is found by comparing the gradient that arrives with the one that
-    ``loss_fn`` gives, and put on the clean gradient as well. A clean gradient that is not finite
-    somewhere, as half precision may make it, is not shared: then the step is the mixed loss's.
-
-    Args:
-        model: The model that the training loop calls.
-        clean: Parameters and their clean gradients, as from :func:`input_gradient`.
-        mixed_targets: The targets of the mixed batch.
-        loss_fn: The loss that the training loop uses.
-        update_ratio: rho, the share of the mixed loss, in (0, 1).
-
-    Source: Ma et al., SAGE, BMVC 2022, Sec. 3.4.
-    """
-
-    def at_output(called: nn.Module, _inputs: Any, logits: Tensor) -> None:
-        # A copy of the model takes the hook along, and a saliency pass is no training step.
-        if called is not model or _in_saliency_pass.get() or not logits.requires_grad:
-            return
-        drop_shared_gradient(model)
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            (expected,) = torch.autograd.grad(loss_fn(leaf, mixed_targets), leaf)
-
-        def at_backward(gradient: Tensor) -> Tensor:
-            finite = torch.stack([value.isfinite().all() for _, value in clean]).all()
-            factor = (1 - update_ratio) * _ratio(gradient, expected)
-            for parameter, clean_gradient in clean:
-                share = clean_gradient * factor.to(clean_gradient.dtype)
-                share = torch.where(finite, share, 0)
-                if parameter.grad is None:
-                    parameter.grad = share
-                else:
-                    parameter.grad.add_(share)
-            return torch.where(finite, gradient * update_ratio, gradient)
-
-        logits.register_hook(at_backward)
-
-    drop_shared_gradient(model)
-    _waiting[model] = model.register_forward_hook(at_output)
-
-
-def drop_shared_gradient(model: nn.Module) -> None:
-    """Drops the gradient that waits for the model's next training step, if there is one."""
-    handle: RemovableHandle | None = _waiting.pop(model, None)
-    if handle is not None:
-        handle.remove()
-
-
-def _ratio(gradient: Tensor, reference: Tensor) -> Tensor:
-    """The factor between two gradients that point the same way; 1 where the reference is zero."""
-    gradient, reference = gradient.double(), reference.double()
-    square = (reference * reference).sum()
-    return torch.where(square > 0, (gradient * reference).sum() / square, 1.0)
+def in_saliency_pass() -> bool:
+    """Tells whether a model is being called for a saliency, not for a training step."""
+    return _in_saliency_pass.get()
 
 
 @contextmanager
-def _saliency_pass() -> Iterator[None]:
+def for_saliency() -> Iterator[None]:
+    """Marks what is called in the block as no training step."""
     token = _in_saliency_pass.set(True)
     try:
         yield
     finally:
         _in_saliency_pass.reset(token)
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """Keeps autocast's cache of weights apart: the caller's may be in another type."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -171,41 +117,6 @@ def _alone(model: nn.Module) -> Iterator[None]:
     finally:
         for module in synchronised:
             del module.forward
-
-
-@contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Undoes what a forward pass does to buffers, such as batch norm's running statistics.
-
-    The pass gets them as ``.data``, the same memory, whose changes autograd does not count: a loop
-    may mix between another forward pass, whose graph holds the buffers, and its backward pass.
-    """
-    before = [
-        (module, {name: (b, _copy(b)) for name, b in module._buffers.items()})
-        for module in model.modules()
-        if module._buffers
-    ]
-    try:
-        for module, buffers in before:
-            for name, (buffer, _) in buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.data
-        yield
-    finally:
-        for module, buffers in before:
-            for name, (buffer, value) in buffers.items():
-                if buffer is not None and value is not None:
-                    buffer.data.copy_(value)
-                module._buffers[name] = buffer
-
-
-def _copy(buffer: Tensor | None) -> Tensor | None:
-    """Copies a buffer, unless nothing can write to it: expanded memory refuses to be written."""
-    if buffer is None:
-        return None
-    expanded = any(
-        stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)
-    )
-    return None if expanded else buffer.clone()
 
 
 def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:

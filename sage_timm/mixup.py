@@ -176,7 +176,7 @@ class SageMixup(Mixup):
                 mixed = torch.where(by_sage.view(-1, 1, 1, 1), mixed, x)
             lam = torch.where(by_sage[:, None], weight[:, None], lam)
         mixed_targets = self._targets(target, lam)
-        self._sage.share(mixed_targets)
+        self._sage.share(mixed, mixed_targets)
         return mixed, mixed_targets
 
     def _mix_by_timm(self, x: Tensor) -> Tensor | float:

@@ -1,15 +1,19 @@
 """SAGE for a batch whose pairs and weights are already drawn: Eq. 1, Sec. 3.3, Eq. 2 in a row."""
 
-from typing import Literal, get_args
+import copy
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import get_worker_info
 
 from sage_timm.blend import blend
-from sage_timm.gradient import Loss, drop_shared_gradient, share_gradient
+from sage_timm.gradient import Loss
+from sage_timm.model_state import is_sharded
 from sage_timm.rearrange import best_translation, random_translations
 from sage_timm.saliency import saliency_pass
+from sage_timm.shared_gradient import SharedGradient
 
 Search = Literal["all", "random", "none"]
 
@@ -76,6 +80,7 @@ class Sage:
         self.generator = generator
         self.model: nn.Module | None = None
         self.loss_fn: Loss | None = None
+        self._shared = SharedGradient(update_ratio)
         self._clean: list[tuple[nn.Parameter, Tensor]] = []
 
     def attach(self, model: nn.Module, loss_fn: Loss) -> None:
@@ -88,15 +93,44 @@ class Sage:
                 "module does not take: use update_ratio=1, or do not script the model"
             )
         self.forget()
-        # What it wraps: its reducer must not see the saliency pass.
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = _without_ddp(model)
         self.loss_fn = loss_fn
+        self._check_sharding()
 
     def forget(self) -> None:
         """Drops a shared gradient that no training step has used."""
         self._clean = []
-        if self.model is not None:
-            drop_shared_gradient(self.model)
+        self._shared.drop()
+
+    def check_draws(self) -> None:
+        """Raises where processes that draw differently would wait for each other for ever."""
+        if self.model is not None and is_sharded(self.model):
+            raise ValueError(
+                "the attached model is sharded by FSDP, whose processes run every pass together, "
+                "but prob below 1 and CutMix beside SAGE let each draw for itself whether there is "
+                "a saliency pass: use prob=1 and cutmix_alpha=0"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the model out of pickles: what reads them has another one, if any."""
+        shared = SharedGradient(self.update_ratio)
+        return {**vars(self), "model": None, "_shared": shared, "_clean": []}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sage":
+        """Copies the settings; the copy is attached to the same model."""
+        copied = Sage.__new__(Sage)
+        memo[id(self)] = copied
+        kept = {"model": self.model, "loss_fn": self.loss_fn}
+        vars(copied).update({**copy.deepcopy({**self.__getstate__(), **dict.fromkeys(kept)}, memo)})
+        vars(copied).update(kept)
+        return copied
+
+    def _check_sharding(self) -> None:
+        if self.update_ratio < 1 and self.model is not None and is_sharded(self.model):
+            raise ValueError(
+                f"update_ratio={self.update_ratio} does not work with FSDP, which shards the "
+                "gradients that would be shared: use update_ratio=1"
+            )
 
     def draw_translations(self, height: int, width: int) -> Tensor | None:
         """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``, or all.
@@ -151,6 +185,12 @@ class Sage:
                 "SAGE needs the gradients of the model in training: call attach(model, loss_fn) "
                 "before the first batch, or pass model="
             )
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "SAGE cannot mix in a worker of a data loader, whose copy of the model is not in "
+                "training: mix in the training loop, not in collate_fn or the data set"
+            )
+        self._check_sharding()
         count = len(images)
         end = max(1, round(self.saliency_fraction * count / 2))
         whole = 2 * end >= count
@@ -169,11 +209,38 @@ class Sage:
         rest = maps.new_full((count - 2 * end, 1, height, width), 1 / (height * width))
         return torch.cat((maps[:end], rest, maps[end:]))
 
-    def share(self, mixed_targets: Tensor) -> None:
+    def share(self, mixed: Tensor, mixed_targets: Tensor) -> None:
         """With an update ratio below 1, lets the next training step use the clean gradient too."""
         if self._clean and self.model is not None and self.loss_fn is not None:
-            share_gradient(self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio)
+            called = _without_ddp(self.model, compiled=False)
+            self._shared.offer(called, self._clean, mixed, mixed_targets, self.loss_fn)
             self._clean = []
+
+
+def _without_ddp(model: nn.Module, compiled: bool = True) -> nn.Module:
+    """What DistributedDataParallel wraps: its reducer must not see the saliency pass.
+
+    Args:
+        model: A module, wrapped or not.
+        compiled: Whether a compiled module may be returned; what it was compiled from otherwise.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules and (not compiled or _has_ddp(model)):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif _has_ddp(model):
+            raise ValueError(
+                f"the attached {type(model).__name__} wraps a DistributedDataParallel, whose "
+                "processes would wait for each other in the saliency pass: attach the module that "
+                "was given to DistributedDataParallel"
+            )
+        else:
+            return model
+
+
+def _has_ddp(model: nn.Module) -> bool:
+    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
 
 
 def arrange(

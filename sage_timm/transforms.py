@@ -123,5 +123,5 @@ class SageMix(v2.MixUp):
         lam = torch.full((len(images),), params["lam"], device=images.device)
         mixed, weight = self._sage.mix(images, clean, partner, lam, params["translations"])
         mixed_labels = clean * weight[:, None] + clean[partner] * (1 - weight[:, None])
-        self._sage.share(mixed_labels)
+        self._sage.share(mixed, mixed_labels)
         return mixed, mixed_labels
