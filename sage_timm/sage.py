@@ -212,31 +212,25 @@ class Sage:
     def share(self, mixed: Tensor, mixed_targets: Tensor) -> None:
         """With an update ratio below 1, lets the next training step use the clean gradient too."""
         if self._clean and self.model is not None and self.loss_fn is not None:
-            called = _without_ddp(self.model, compiled=False)
-            self._shared.offer(called, self._clean, mixed, mixed_targets, self.loss_fn)
+            self._shared.offer(self.model, self._clean, mixed, mixed_targets, self.loss_fn)
             self._clean = []
 
 
-def _without_ddp(model: nn.Module, compiled: bool = True) -> nn.Module:
-    """What DistributedDataParallel wraps: its reducer must not see the saliency pass.
-
-    Args:
-        model: A module, wrapped or not.
-        compiled: Whether a compiled module may be returned; what it was compiled from otherwise.
-    """
-    while True:
+def _without_ddp(model: nn.Module) -> nn.Module:
+    """Unwraps DistributedDataParallel, whose reducer must not see the saliency pass."""
+    while _has_ddp(model):
+        compiled_from = model._modules.get("_orig_mod")
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        elif "_orig_mod" in model._modules and (not compiled or _has_ddp(model)):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif _has_ddp(model):
+        elif compiled_from is not None:
+            model = compiled_from
+        else:
             raise ValueError(
                 f"the attached {type(model).__name__} wraps a DistributedDataParallel, whose "
                 "processes would wait for each other in the saliency pass: attach the module that "
                 "was given to DistributedDataParallel"
             )
-        else:
-            return model
+    return model
 
 
 def _has_ddp(model: nn.Module) -> bool:

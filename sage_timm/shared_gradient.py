@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -82,7 +83,10 @@ class SharedGradient:
             f"no forward pass of the attached {type(model).__name__} got the mixed images: attach "
             "the module that the loop calls, and call it with the images as they were mixed"
         )
-        self._handles = [model.register_forward_hook(_Hook(self, model), with_kwargs=True)]
+        self._handles = [
+            module.register_forward_hook(_Hook(self, module), with_kwargs=True)
+            for module in _layers(model)
+        ]
         self.state = "waiting"
         _sharing[model] = self
 
@@ -110,6 +114,7 @@ class SharedGradient:
             not isinstance(logits, Tensor)
             or not logits.requires_grad
             or not torch.is_grad_enabled()
+            or hasattr(logits.grad_fn, "piece")  # by the hook of what was compiled
         ):
             return None
         rows = next(filter(None, map(self._rows, (*args, *kwargs.values()))), None)
@@ -189,6 +194,12 @@ class SharedGradient:
         return _rows_by_pixels(mixed, images.detach(), self._seen) if rows is None else rows
 
 
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """A model and, if it is compiled, what it was compiled from: a loop may call either."""
+    compiled_from = model._modules.get("_orig_mod")
+    return [model] if compiled_from is None else [model, *_layers(compiled_from)]
+
+
 class _Hook:
     """Lets a forward pass of the model, and not of a copy of it, meet the share."""
 
@@ -216,7 +227,9 @@ class _Piece:
         targets, count = share.targets, len(rows)
         if rows != list(range(self.images)):
             targets = targets[torch.tensor(rows).to(targets.device, non_blocking=True)]
-        with as_before(share.loss_fn), for_saliency(), torch.enable_grad():
+        # Activation checkpointing counts the tensors that are saved in the forward pass.
+        saved_as_they_are = saved_tensors_hooks(_itself, _itself)
+        with as_before(share.loss_fn), for_saliency(), saved_as_they_are, torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             whole = leaf
             if count < self.images:
@@ -228,6 +241,10 @@ class _Piece:
 
     def backward(self, gradient: Tensor) -> list[Tensor]:
         return self.share.use(self.clean, self.images, gradient, self.expected)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class _Bound(torch.autograd.Function):
