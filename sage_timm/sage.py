@@ -4,6 +4,7 @@ import copy
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
@@ -104,26 +105,31 @@ class Sage:
 
     def check_draws(self) -> None:
         """Raises where processes that draw differently would wait for each other for ever."""
-        if self.model is not None and is_sharded(self.model):
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if together and self.model is not None and is_sharded(self.model):
             raise ValueError(
-                "the attached model is sharded by FSDP, whose processes run every pass together, "
-                "but prob below 1 and CutMix beside SAGE let each draw for itself whether there is "
-                "a saliency pass: use prob=1 and cutmix_alpha=0"
+                "the attached model is sharded by FSDP, whose processes run each pass together, "
+                "but with prob below 1, or CutMix beside SAGE, each draws for itself whether there "
+                "is a saliency pass: use prob=1 and cutmix_alpha=0"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the model out of pickles: what reads them has another one, if any."""
+        """Leaves the model out of pickles: who reads them has another one, if any."""
         shared = SharedGradient(self.update_ratio)
         return {**vars(self), "model": None, "_shared": shared, "_clean": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sage":
         """Copies the settings; the copy is attached to the same model."""
+        memo |= {id(part): part for part in (self.model, self.loss_fn)}
         copied = Sage.__new__(Sage)
-        memo[id(self)] = copied
-        kept = {"model": self.model, "loss_fn": self.loss_fn}
-        vars(copied).update({**copy.deepcopy({**self.__getstate__(), **dict.fromkeys(kept)}, memo)})
-        vars(copied).update(kept)
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo), model=self.model)
         return copied
+
+    def __repr__(self) -> str:
+        """Names the settings."""
+        model = None if self.model is None else type(self.model).__name__
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return settings_repr({**own, "model": model})
 
     def _check_sharding(self) -> None:
         if self.update_ratio < 1 and self.model is not None and is_sharded(self.model):
@@ -158,7 +164,8 @@ class Sage:
             images: ``[B, C, H, W]``, floating point.
             targets: ``[B, num_classes]``, the clean ones.
             partner: ``[B]`` int64, the index of the image that is mixed into each.
-            lam: ``[B]`` in [0, 1], drawn from the Beta distribution; scaled by ``lambda_max`` here.
+            lam: ``[B]`` in [0, 1], on any device, drawn from the Beta distribution; scaled by
+                ``lambda_max`` here.
             translations: ``[N, 2]``, those to choose from; all if None.
 
         Returns:
@@ -237,6 +244,11 @@ def _has_ddp(model: nn.Module) -> bool:
     return any(isinstance(module, DistributedDataParallel) for module in model.modules())
 
 
+def settings_repr(settings: dict[str, Any]) -> str:
+    """Writes settings as arguments are written."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
 def arrange(
     maps: Tensor, partner: Tensor, lam: Tensor, translations: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,7 +265,8 @@ def arrange(
         says nothing of where the object is: pairs with one have two of them, and do not move, which
         is plain mixup.
     """
-    lam = lam.to(maps).view(-1, 1, 1, 1)
+    # The type first: not every device has float64.
+    lam = lam.to(maps.dtype).to(maps.device, non_blocking=True).view(-1, 1, 1, 1)
     uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
     plain = uniform | uniform[partner]
     mean = 1 / (maps.shape[2] * maps.shape[3])
