@@ -297,6 +297,18 @@ def test_autocasts_copies_of_the_weights_are_the_steps(small_net, batch, step, o
     assert torch.equal(logits, expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_scripted_model_is_left_as_it_was(small_net, batch, training):
+    model = torch.jit.script(small_net().train(training))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    versions = [buffer._version for buffer in model.buffers()]
+    SageMixup(num_classes=5, model=model)(*batch())
+    assert model.training is training
+    assert [buffer._version for buffer in model.buffers()] == versions
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_what_frameworks_hold_is_left_alone():
     """A module may refer to a trainer or a logger, whose records are no part of it."""
     import logging
