@@ -54,8 +54,9 @@ def as_before(*roots: Any) -> Iterator[None]:
 
     Of each module: parameters, buffers, all other attributes, flags and hooks; what is in its
     containers, arrays and tensors; the attributes of the objects that it holds, two deep; and what
-    its hooks and its ``forward`` refer to outside of it. Of trained parameters there is no copy:
-    whether the block has written to one is seen by the versions that autograd counts.
+    its hooks and its ``forward`` refer to outside of it. Of trained parameters, and of tensors in a
+    graph, there is no copy: whether the block has written to one is seen by the versions that
+    autograd counts.
 
     Args:
         roots: Modules; other objects and functions are looked into in the same way.
@@ -71,7 +72,7 @@ def as_before(*roots: Any) -> Iterator[None]:
         state.put_back()
         raise
     state.put_back()
-    state.check_parameters()
+    state.check_uncopied()
 
 
 class _State:
@@ -90,7 +91,7 @@ class _State:
         self._empty: list[Any] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._buffers: list[dict[str, Tensor | None]] = []
-        self._trained: list[tuple[nn.Parameter, int]] = []
+        self._uncopied: list[tuple[Tensor, int]] = []
         self._devices: set[torch.device] = set()
         for root in roots:
             self._look_at(root, 0)
@@ -115,16 +116,15 @@ class _State:
         for array, values in self._arrays:
             array[...] = values
 
-    def check_parameters(self) -> None:
-        written = [
-            parameter for parameter, version in self._trained if parameter._version > version
-        ]
+    def check_uncopied(self) -> None:
+        written = [tensor for tensor, version in self._uncopied if tensor._version > version]
         if written:
-            names = [n for r in self.roots for n, p in r.named_parameters() if p is written[0]]
+            named = (pair for root in self.roots for pair in root.named_parameters())
+            name = next((repr(n) for n, p in named if p is written[0]), "or to a tensor in a graph")
             raise ValueError(
-                f"the attached model's forward pass writes to its parameter {names[0]!r}, and has "
-                "done so for the saliency, which cannot be undone: make it a buffer, or a "
-                "parameter with requires_grad=False"
+                f"the attached model's forward pass writes to its parameter {name}, and has done "
+                "so for the saliency, which cannot be undone: make it a buffer, or a parameter "
+                "with requires_grad=False"
             )
 
     def _look_at(self, value: Any, depth: int) -> None:
@@ -226,9 +226,9 @@ class _State:
         for kind in type(value).__mro__:
             slots = vars(kind).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
-                    slot = getattr(value, name)
-                    self._undo.append(partial(setattr, value, name, slot))
+                if name not in ("__dict__", "__weakref__"):
+                    slot = getattr(value, name, _MISSING)
+                    self._undo.append(partial(_restore_slot, value, name, slot))
                     self._look_at(slot, depth)
 
     def _note_function(self, function: Any, depth: int) -> None:
@@ -270,12 +270,12 @@ class _State:
             self._undo.append(partial(_restore_parameter, tensor, tensor.grad, trained))
             if self._sharded:
                 return
-            if trained:
-                self._trained.append((tensor, tensor._version))
         memory = tensor.data
         if type(tensor) in _KNOWN:  # a pass may put other memory behind the tensor
             self._undo.append(partial(_restore_memory, tensor, memory, _place(tensor)))
-        if not trained and _writable(tensor):
+        if trained or tensor.grad_fn is not None:  # a copy would cost as much as the network
+            self._uncopied.append((tensor, tensor._version))
+        elif _writable(tensor):
             self._arrays.append((memory, memory.clone()))
 
     def _note_random_numbers(self) -> None:
@@ -337,6 +337,15 @@ def _restore(container: Any, before: Any) -> None:
 def _put_all(mapping: Any, before: dict[str, Any]) -> None:
     for name, value in before.items():
         mapping[name] = value
+
+
+def _restore_slot(value: Any, name: str, slot: Any) -> None:
+    if getattr(value, name, _MISSING) is slot:
+        return
+    if slot is _MISSING:
+        object.__delattr__(value, name)
+    else:
+        object.__setattr__(value, name, slot)
 
 
 def _restore_parameter(parameter: nn.Parameter, grad: Tensor | None, trained: bool) -> None:
