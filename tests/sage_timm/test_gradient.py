@@ -390,7 +390,7 @@ def test_float16_gradients_do_not_vanish_whatever_type_the_logits_have(small_net
     x, y = batch(height=24, width=24)
 
     def loss_fn(logits, targets):
-        return SoftTargetCrossEntropy()(logits, targets) / 64
+        return SoftTargetCrossEntropy()(logits, targets) / 1024
 
     targets = mixup_target(y, 5, 1.0, 0.1)
     exact = saliency(small_net(), x, targets, loss_fn)
