@@ -9,7 +9,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
 from operator import is_ as _is
 from types import FunctionType, MethodType, ModuleType
@@ -32,7 +31,15 @@ _SIMPLE = frozenset(
 _FOREIGN = {
     *("torch", "torchvision", "numpy", "builtins", "logging", "threading", "multiprocessing"),
     *("concurrent", "asyncio", "weakref", "accelerate", "composer", "deepspeed", "fastai"),
-    *("ignite", "lightning", "lightning_fabric", "pytorch_lightning", "tensorboard", "wandb"),
+    *(
+        "enum",
+        "ignite",
+        "lightning",
+        "lightning_fabric",
+        "pytorch_lightning",
+        "tensorboard",
+        "wandb",
+    ),
     "sage_timm",
 }
 _KNOWN = (Tensor, nn.Parameter, nn.Buffer)
@@ -154,7 +161,8 @@ class _State:
         elif isinstance(value, np.random.Generator):
             bits = value.bit_generator
             self._undo.append(partial(setattr, bits, "state", bits.state))
-        elif depth < _DEPTH and not isinstance(value, (type, Enum)) and not _foreign(kind):
+        # A data set or an optimiser of one's own is torch's by what it is derived from.
+        elif depth < _DEPTH and not any(map(_foreign, kind.__mro__[:-1])):
             self._note_object(value, depth + 1)
 
     def _look_into(self, values: Any, depth: int) -> None:

@@ -1,6 +1,7 @@
 """A call that the model cannot notice: its step is that of a copy that SAGE has never seen."""
 
 import copy
+import logging
 import random
 from collections import deque
 from typing import ClassVar
@@ -12,6 +13,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 
 from sage_timm import SageMixup, saliency
 from sage_timm.model_state import as_before
@@ -309,15 +311,20 @@ def test_a_scripted_model_is_left_as_it_was(small_net, batch, training):
         assert torch.equal(value, before[name]), name
 
 
-def test_what_frameworks_hold_is_left_alone():
-    """A module may refer to a trainer or a logger, whose records are no part of it."""
-    import logging
+class _Data(Dataset):
+    pass
 
+
+@pytest.mark.parametrize("make", [lambda: logging.getLogger("a test's own"), _Data])
+def test_what_is_no_part_of_the_model_is_left_alone(make):
+    """A module may refer to a logger or a data set, whose records are none of its own."""
     model = nn.Identity()
-    model.logger = logging.getLogger("a test's own")
+    model.other = make()
     with as_before(model):
-        model.logger.kept = 1
-    assert model.logger.kept == 1
+        model.other.kept = 1
+        model.kept = 1
+    assert model.other.kept == 1
+    assert not hasattr(model, "kept")
 
 
 def test_what_was_not_changed_is_the_same_object(small_net):
