@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from sage_timm.model_state import as_before
 
@@ -53,7 +54,7 @@ def input_gradient(
     with (
         as_before(model, loss_fn),
         _alone(model),
-        _own_casts(),
+        _own_caches(),
         for_saliency(),
         torch.enable_grad(),
     ):
@@ -97,13 +98,20 @@ def for_saliency() -> Iterator[None]:
 
 
 @contextmanager
-def _own_casts() -> Iterator[None]:
-    """Keeps autocast's cache of weights apart: the caller's may be in another type."""
+def _own_caches() -> Iterator[None]:
+    """Keeps torch's caches of weights apart: the caller's may have another type, or a graph.
+
+    Autocast's of cast weights, and that of ``torch.nn.utils.parametrize.cached``.
+    """
+    computed = dict(parametrize._cache)
+    parametrize._cache.clear()
     torch.clear_autocast_cache()
     try:
         yield
     finally:
         torch.clear_autocast_cache()
+        parametrize._cache.clear()
+        parametrize._cache.update(computed)
 
 
 @contextmanager

@@ -299,6 +299,20 @@ def test_autocasts_copies_of_the_weights_are_the_steps(small_net, batch, step, o
     assert torch.equal(logits, expected)
 
 
+def test_weights_that_parametrize_has_cached_are_the_steps(small_net, batch):
+    """Those of the saliency pass have a graph that is gone."""
+    model, (x, y) = small_net(), batch()
+    nn.utils.parametrizations.weight_norm(model.conv)
+    untouched = copy.deepcopy(model)
+    with nn.utils.parametrize.cached():
+        first = model(x)
+        mixed, targets = SageMixup(num_classes=5, model=model, update_ratio=0.999999)(x, y)
+        (SoftTargetCrossEntropy()(model(mixed), targets) + first.sum()).backward()
+    (SoftTargetCrossEntropy()(untouched(mixed), targets) + untouched(x).sum()).backward()
+    for parameter, wanted in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.grad, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_scripted_model_is_left_as_it_was(small_net, batch, training):
     model = torch.jit.script(small_net().train(training))
