@@ -49,10 +49,16 @@ def blend(
     moved = translated(saliency1 + zeta(saliency0, saliency1), place)
     moved = clear_uncovered(moved, place)[:, 0]
     # Where image 1 does not reach, this is 1 even if image 0 has no saliency there.
+    covered = moved[:, 0] > 0
     own = saliency0.clamp_min(torch.finfo(saliency0.dtype).tiny)
     mask = own / (own + moved)
     weight = mask[:, 0].to(image0.dtype)
     mixed = translated(image1, place)[:, 0]
+    # The difference of two images overflows before their mix does; float16 is computed in float32.
+    half = 1.0 if image0.dtype == torch.float16 else 0.5
     for channel in range(mixed.shape[1]):  # a mask spread over channels-last pixels is slow to read
-        mixed[:, channel].lerp_(image0[:, channel], weight)
+        own_pixels = image0[:, channel]
+        blended = (mixed[:, channel] * half).lerp_(own_pixels * half, weight) / half
+        # Not by a weight of 1: what lies there is no pixel of image 1, and may not be finite.
+        mixed[:, channel] = torch.where(covered, blended, own_pixels)
     return mixed, mask, mask.mean(dim=(1, 2, 3))

@@ -1,6 +1,7 @@
 """SAGE as a drop-in for timm's Mixup."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from sage_timm.hooks import Loss
-from sage_timm.sage import Sage, Search
+from sage_timm.gradient import Loss
+from sage_timm.sage import Sage, Search, settings_repr
 from sage_timm.targets import check_range
 
 
@@ -23,8 +24,9 @@ class SageMixup(Mixup):
     reverse. An image that is its own partner (the middle one of an odd batch) stays as it is.
 
     A call runs the attached model forwards and backwards once. With ``update_ratio=1`` that leaves
-    no trace in the model. Below 1, the gradient of the clean loss waits for the training loop's
-    next forward and backward pass of the model, see :func:`sage_timm.hooks.share_gradient`.
+    no trace in the model. Below 1, the gradient of the clean loss waits for the forward and
+    backward pass of the mixed images, see :class:`sage_timm.shared_gradient.SharedGradient`.
+    Pickles leave the model out; deep copies are attached to the same one.
 
     Args:
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0. On 500
@@ -57,7 +59,8 @@ class SageMixup(Mixup):
         saliency_fraction: The share of each batch that SAGE mixes, in (0, 1]; the other pairs get
             plain mixup, and their saliency is not computed. On 500 images of CIFAR-10, one half was
             no worse than the whole.
-        search: ``"all"`` takes the best of all translations, ``"random"`` the best of a random
+        search: ``"all"`` takes the best of all translations that a search from coarse to fine
+            finds (on the mean 99.97 % of the largest objective), ``"random"`` the best of a random
             share of them, as the authors do; ``"none"`` leaves the images where they are. On 500
             images of CIFAR-10 their accuracies could not be told apart.
         search_fraction: That share, in (0, 1].
@@ -117,9 +120,11 @@ class SageMixup(Mixup):
             search_fraction=search_fraction,
             generator=generator,
         )
-        self._sage_lam: NDArray[np.float64] = np.ones(1)
+        self._given_loss = loss_fn
+        self._sage_lam: NDArray[np.floating[Any]] = np.ones(1)
+        self._by_sage: NDArray[np.bool_] = np.zeros(1, dtype=bool)
         if model is not None:
-            self.attach(model, loss_fn)
+            self.attach(model)
 
     def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMixup":
         """Binds the model in training, and its loss.
@@ -127,15 +132,17 @@ class SageMixup(Mixup):
         Args:
             model: The module that the training loop calls, mapping ``[B, C, H, W]`` to logits
                 ``[B, num_classes]``; of ``DistributedDataParallel``, what it wraps is taken.
-            loss_fn: See the class.
+            loss_fn: See the class; that of the constructor if None.
 
         Returns:
             Itself.
 
         Raises:
             TypeError: If ``model`` is not a module.
-            ValueError: If ``model`` is a TorchScript module and ``update_ratio`` below 1.
+            ValueError: If ``update_ratio`` is below 1 and ``model`` a TorchScript module or sharded
+                by FSDP, or if ``model`` wraps a ``DistributedDataParallel``.
         """
+        loss_fn = loss_fn or self._given_loss
         if loss_fn is None:
             loss_fn = nn.BCEWithLogitsLoss() if self.multi_label else SoftTargetCrossEntropy()
         self._sage.attach(model, loss_fn)
@@ -147,7 +154,8 @@ class SageMixup(Mixup):
         Args:
             x: Images ``[B, C, H, W]``, floating point, as the model takes them. As in timm, CutMix
                 changes them in place; SAGE does not.
-            target: Class indices ``[B]``, or ``[B, num_classes]`` with ``multi_label``.
+            target: Class indices ``[B]``, or ``[B, num_classes]`` with ``multi_label``; a tensor,
+                an array or a list.
 
         Returns:
             The mixed images, in the same type and memory format, and the soft targets
@@ -156,16 +164,17 @@ class SageMixup(Mixup):
         Raises:
             TypeError: If the images are not floating point.
             ValueError: If shapes do not fit or a target is out of range.
-            RuntimeError: If SAGE is drawn and no model is attached.
+            RuntimeError: If SAGE is drawn and no model is attached, or in a loader's worker.
         """
         self._sage.forget()
-        self._check(x, target)
+        target = self._checked(x, target)
+        if self.mix_prob < 1 or (self.mixup_alpha > 0 and self.cutmix_alpha > 0):
+            self._sage.check_draws()
         partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
         # Element by element, timm's CutMix overwrites images that others are still mixed with.
         clean = x.clone() if self.cutmix_alpha > 0 and self.mode != "batch" else x
         lam = self._mix_by_timm(x)
-        sage_lam = torch.from_numpy(self._sage_lam).to(x.device, non_blocking=True)
-        chosen = self._sage_lam != 1
+        chosen, sage_lam = self._by_sage, torch.from_numpy(self._sage_lam)
         mixed = x
         if chosen.any():
             by_sage = torch.from_numpy(chosen).to(x.device, non_blocking=True)
@@ -176,7 +185,7 @@ class SageMixup(Mixup):
                 mixed = torch.where(by_sage.view(-1, 1, 1, 1), mixed, x)
             lam = torch.where(by_sage[:, None], weight[:, None], lam)
         mixed_targets = self._targets(target, lam)
-        self._sage.share(mixed_targets)
+        self._sage.share(mixed, mixed_targets)
         return mixed, mixed_targets
 
     def _mix_by_timm(self, x: Tensor) -> Tensor | float:
@@ -186,29 +195,47 @@ class SageMixup(Mixup):
         lam: Tensor | float
         if self.mode == "batch":
             lam = self._mix_batch(x)
-            drawn = np.full(batch, self._sage_lam[0])
+            drawn, chosen = (np.full(batch, a[0]) for a in (self._sage_lam, self._by_sage))
         elif self.mode == "elem":
             lam = self._mix_elem(x)
-            drawn = self._sage_lam
+            drawn, chosen = self._sage_lam, self._by_sage
         else:
             pairs: Tensor = self._mix_pair(x)
-            drawn = np.concatenate((self._sage_lam, np.ones(batch % 2), self._sage_lam[::-1]))
+            drawn, chosen = (
+                np.concatenate((a, np.zeros(batch % 2, a.dtype), a[::-1]))
+                for a in (self._sage_lam, self._by_sage)
+            )
             # timm's pairs leave out the middle image of an odd batch.
             lam = torch.cat((pairs[:half], pairs.new_ones(batch % 2, 1), pairs[half:]))
         if batch % 2:
-            drawn[half] = 1
-        self._sage_lam = drawn
+            chosen[half] = False
+        self._sage_lam, self._by_sage = drawn, chosen
         return lam
 
     def _params_per_batch(self) -> tuple[float, bool]:
-        lam, use_cutmix = super()._params_per_batch()
-        self._sage_lam = np.array([1.0 if use_cutmix else lam])
+        with self._noted_draw() as prob:
+            lam, use_cutmix = super()._params_per_batch()
+        self._sage_lam = np.array([lam])
+        self._by_sage = np.array([bool(prob.hit) and not use_cutmix])
         return (lam if use_cutmix else 1.0), use_cutmix
 
     def _params_per_elem(self, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        lam, use_cutmix = super()._params_per_elem(batch_size)
-        self._sage_lam = np.where(use_cutmix, 1.0, lam)
+        with self._noted_draw() as prob:
+            lam, use_cutmix = super()._params_per_elem(batch_size)
+        self._sage_lam = lam
+        self._by_sage = np.logical_and(prob.hit, ~use_cutmix)
         return np.where(use_cutmix, lam, np.float32(1)), use_cutmix
+
+    @contextmanager
+    def _noted_draw(self) -> Iterator["_NotedProbability"]:
+        """Notes what timm draws against ``prob``: a weight of 1 may be Beta's, too."""
+        given = self.mix_prob
+        noted = _NotedProbability(given)
+        self.mix_prob = noted
+        try:
+            yield noted
+        finally:
+            self.mix_prob = given
 
     def _targets(self, target: Tensor, lam: Tensor | float) -> Tensor:
         soft: Tensor = mixup_target(
@@ -216,7 +243,7 @@ class SageMixup(Mixup):
         )
         return soft
 
-    def _check(self, x: Any, target: Any) -> None:
+    def _checked(self, x: Any, target: Any) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(
@@ -225,8 +252,30 @@ class SageMixup(Mixup):
             )
         if x.dim() != 4:
             raise ValueError(f"x must be [B, C, H, W], got {tuple(x.shape)}")
+        labels: Tensor = torch.as_tensor(target, device=x.device)
         wanted = (len(x), self.num_classes) if self.multi_label else (len(x),)
-        if target.shape != wanted:
-            raise ValueError(f"target must be {wanted}, got {tuple(target.shape)}")
+        if not self.multi_label and labels.shape == (len(x), 1):
+            labels = labels.flatten()
+        if labels.shape != wanted:
+            raise ValueError(f"target must be {wanted}, got {tuple(labels.shape)}")
         if not self.multi_label:
-            check_range("target", target, self.num_classes)
+            labels = labels.long()
+            check_range("target", labels, self.num_classes)
+        return labels
+
+    def __repr__(self) -> str:
+        """Names timm's arguments and SAGE's."""
+        timms = {"prob": self.mix_prob}
+        timms |= {n: v for n, v in vars(self).items() if n[0] != "_" and n != "mix_prob"}
+        return f"{type(self).__name__}({settings_repr(timms)}, {self._sage!r})"
+
+
+class _NotedProbability(float):
+    """A probability that keeps which of the numbers drawn were below it."""
+
+    __array_ufunc__ = None  # leaves the comparison with an array to this
+    hit: Any = False
+
+    def __gt__(self, drawn: Any) -> Any:
+        self.hit = np.less(drawn, float(self))
+        return self.hit

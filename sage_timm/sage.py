@@ -1,15 +1,20 @@
 """SAGE for a batch whose pairs and weights are already drawn: Eq. 1, Sec. 3.3, Eq. 2 in a row."""
 
-from typing import Literal, get_args
+import copy
+from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import get_worker_info
 
 from sage_timm.blend import blend
-from sage_timm.hooks import Loss, drop_shared_gradient, share_gradient
+from sage_timm.gradient import Loss
+from sage_timm.model_state import is_sharded
 from sage_timm.rearrange import best_translation, random_translations
 from sage_timm.saliency import saliency_pass
+from sage_timm.shared_gradient import SharedGradient
 
 Search = Literal["all", "random", "none"]
 
@@ -76,6 +81,7 @@ class Sage:
         self.generator = generator
         self.model: nn.Module | None = None
         self.loss_fn: Loss | None = None
+        self._shared = SharedGradient(update_ratio)
         self._clean: list[tuple[nn.Parameter, Tensor]] = []
 
     def attach(self, model: nn.Module, loss_fn: Loss) -> None:
@@ -88,15 +94,49 @@ class Sage:
                 "module does not take: use update_ratio=1, or do not script the model"
             )
         self.forget()
-        # What it wraps: its reducer must not see the saliency pass.
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = _without_ddp(model)
         self.loss_fn = loss_fn
+        self._check_sharding()
 
     def forget(self) -> None:
         """Drops a shared gradient that no training step has used."""
         self._clean = []
-        if self.model is not None:
-            drop_shared_gradient(self.model)
+        self._shared.drop()
+
+    def check_draws(self) -> None:
+        """Raises where processes that draw differently would wait for each other for ever."""
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if together and self.model is not None and is_sharded(self.model):
+            raise ValueError(
+                "the attached model is sharded by FSDP, whose processes run each pass together, "
+                "but with prob below 1, or CutMix beside SAGE, each draws for itself whether there "
+                "is a saliency pass: use prob=1 and cutmix_alpha=0"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the model out of pickles: who reads them has another one, if any."""
+        shared = SharedGradient(self.update_ratio)
+        return {**vars(self), "model": None, "_shared": shared, "_clean": []}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sage":
+        """Copies the settings; the copy is attached to the same model."""
+        memo |= {id(part): part for part in (self.model, self.loss_fn)}
+        copied = Sage.__new__(Sage)
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo), model=self.model)
+        return copied
+
+    def __repr__(self) -> str:
+        """Names the settings."""
+        model = None if self.model is None else type(self.model).__name__
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return settings_repr({**own, "model": model})
+
+    def _check_sharding(self) -> None:
+        if self.update_ratio < 1 and self.model is not None and is_sharded(self.model):
+            raise ValueError(
+                f"update_ratio={self.update_ratio} does not work with FSDP, which shards the "
+                "gradients that would be shared: use update_ratio=1"
+            )
 
     def draw_translations(self, height: int, width: int) -> Tensor | None:
         """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``, or all.
@@ -124,7 +164,8 @@ class Sage:
             images: ``[B, C, H, W]``, floating point.
             targets: ``[B, num_classes]``, the clean ones.
             partner: ``[B]`` int64, the index of the image that is mixed into each.
-            lam: ``[B]`` in [0, 1], drawn from the Beta distribution; scaled by ``lambda_max`` here.
+            lam: ``[B]`` in [0, 1], on any device, drawn from the Beta distribution; scaled by
+                ``lambda_max`` here.
             translations: ``[N, 2]``, those to choose from; all if None.
 
         Returns:
@@ -151,6 +192,12 @@ class Sage:
                 "SAGE needs the gradients of the model in training: call attach(model, loss_fn) "
                 "before the first batch, or pass model="
             )
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "SAGE cannot mix in a worker of a data loader, whose copy of the model is not in "
+                "training: mix in the training loop, not in collate_fn or the data set"
+            )
+        self._check_sharding()
         count = len(images)
         end = max(1, round(self.saliency_fraction * count / 2))
         whole = 2 * end >= count
@@ -169,11 +216,37 @@ class Sage:
         rest = maps.new_full((count - 2 * end, 1, height, width), 1 / (height * width))
         return torch.cat((maps[:end], rest, maps[end:]))
 
-    def share(self, mixed_targets: Tensor) -> None:
+    def share(self, mixed: Tensor, mixed_targets: Tensor) -> None:
         """With an update ratio below 1, lets the next training step use the clean gradient too."""
         if self._clean and self.model is not None and self.loss_fn is not None:
-            share_gradient(self.model, self._clean, mixed_targets, self.loss_fn, self.update_ratio)
+            self._shared.offer(self.model, self._clean, mixed, mixed_targets, self.loss_fn)
             self._clean = []
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    """Unwraps DistributedDataParallel, whose reducer must not see the saliency pass."""
+    while _has_ddp(model):
+        compiled_from = model._modules.get("_orig_mod")
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif compiled_from is not None:
+            model = compiled_from
+        else:
+            raise ValueError(
+                f"the attached {type(model).__name__} wraps a DistributedDataParallel, whose "
+                "processes would wait for each other in the saliency pass: attach the module that "
+                "was given to DistributedDataParallel"
+            )
+    return model
+
+
+def _has_ddp(model: nn.Module) -> bool:
+    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+
+
+def settings_repr(settings: dict[str, Any]) -> str:
+    """Writes settings as arguments are written."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def arrange(
@@ -192,7 +265,8 @@ def arrange(
         says nothing of where the object is: pairs with one have two of them, and do not move, which
         is plain mixup.
     """
-    lam = lam.to(maps).view(-1, 1, 1, 1)
+    # The type first: not every device has float64.
+    lam = lam.to(maps.dtype).to(maps.device, non_blocking=True).view(-1, 1, 1, 1)
     uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
     plain = uniform | uniform[partner]
     mean = 1 / (maps.shape[2] * maps.shape[3])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.hooks import Loss, input_gradient
+from sage_timm.gradient import Loss, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
@@ -77,7 +77,14 @@ def saliency_pass(
     try:
         with autocast:
             gradient = input_gradient(model, small, targets, loss_fn, parameters=parameters)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        try:  # whether it is about the size
+            with autocast:
+                input_gradient(model, images, targets, loss_fn)
+        except Exception:
+            raise error from None
         raise ValueError(
             f"the attached model does not take images of {tuple(small.shape[2:])} pixels, which "
             f"the saliency's size={size} makes of {tuple(images.shape[2:])}: {error}"
@@ -90,6 +97,14 @@ def saliency_pass(
     uniform = maps.amax(dim=(2, 3), keepdim=True) == maps.amin(dim=(2, 3), keepdim=True)
     enlarged = torch.where(uniform, 1 / (height * width), enlarged)
     return SaliencyPass(enlarged, gradient.parameters)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tells whether a device or the host has run out of memory, which a smaller batch may help."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
 
 
 def saliency_from_gradient(gradient: Tensor) -> Tensor:

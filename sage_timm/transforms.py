@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from sage_timm.hooks import Loss
-from sage_timm.sage import Sage, Search
+from sage_timm.gradient import Loss
+from sage_timm.sage import Sage, Search, settings_repr
 from sage_timm.targets import check_range
 
 
@@ -76,13 +77,31 @@ class SageMix(v2.MixUp):
             search_fraction=search_fraction,
             generator=generator,
         )
+        self._given_loss = loss_fn
         if model is not None:
-            self.attach(model, loss_fn)
+            self.attach(model)
 
     def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMix":
         """Binds the model in training, and its loss; see :meth:`sage_timm.SageMixup.attach`."""
-        self._sage.attach(model, loss_fn or SoftTargetCrossEntropy())
+        self._sage.attach(model, loss_fn or self._given_loss or SoftTargetCrossEntropy())
         return self
+
+    def extra_repr(self) -> str:
+        """Names the arguments."""
+        own = {"alpha": self.alpha, "num_classes": self.num_classes}
+        return f"{settings_repr(own)}, {self._sage!r}"
+
+    def forward(self, *inputs: Any) -> Any:
+        """Mixes the images and the labels of a batch, see ``v2.MixUp``."""
+        flat, spec = tree_flatten(inputs)
+        tensors = [i for i in flat if type(i) is Tensor]
+        images = next((t for t in tensors if t.dim() == 4), None)
+        if images is None or images is tensors[0] or any(map(_is_tv_tensor, flat)):
+            return super().forward(*inputs)
+        # torchvision takes the first tensor for the images, but a dictionary may begin otherwise.
+        marked = [tv_tensors.Image(i) if i is images else i for i in flat]
+        mixed = super().forward(*tree_unflatten(marked, spec))
+        return tree_map(lambda i: i.as_subclass(Tensor) if _is_tv_tensor(i) else i, mixed)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the weight and the translations to choose from."""
@@ -115,6 +134,12 @@ class SageMix(v2.MixUp):
         images, labels = params["images"].as_subclass(Tensor), params["labels"]
         self._check_image_or_video(images, batch_size=params["batch_size"])
         if labels.ndim == 1:
+            if labels.is_floating_point():
+                raise TypeError(
+                    f"SageMix() needs class indices [B], or probabilities [B, num_classes], got "
+                    f"{labels.dtype} of shape {tuple(labels.shape)}"
+                )
+            labels = labels.long()
             check_range("labels", labels, self.num_classes or 0)
         partner = torch.arange(-1, len(images) - 1, device=images.device) % len(images)
         clean: Tensor = self._mixup_label(labels, lam=1.0)
@@ -123,5 +148,9 @@ class SageMix(v2.MixUp):
         lam = torch.full((len(images),), params["lam"], device=images.device)
         mixed, weight = self._sage.mix(images, clean, partner, lam, params["translations"])
         mixed_labels = clean * weight[:, None] + clean[partner] * (1 - weight[:, None])
-        self._sage.share(mixed_labels)
+        self._sage.share(mixed, mixed_labels)
         return mixed, mixed_labels
+
+
+def _is_tv_tensor(value: Any) -> bool:
+    return isinstance(value, tv_tensors.TVTensor)

@@ -10,7 +10,8 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, needs, register
-from sage_timm.hooks import drop_shared_gradient, input_gradient, share_gradient
+from sage_timm.gradient import input_gradient
+from sage_timm.shared_gradient import SharedGradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
 _ALPHA = 2.0
@@ -70,6 +71,7 @@ class CoMixup:
         self.classes = classes
         self.alpha = alpha
         self.label_smoothing = label_smoothing
+        self.shared = SharedGradient(1 - _CLEAN_SHARE)
         self.gco = needs("gco", "comixup")
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +85,7 @@ class CoMixup:
             raise ValueError(
                 f"comixup needs images of at least {_BLOCKS}x{_BLOCKS}, got {height}x{width}"
             )
-        drop_shared_gradient(self.model)
+        self.shared.drop()
         clean = mixup_target(targets, self.classes, smoothing=self.label_smoothing)
         gradient = input_gradient(self.model, images, clean, self.loss_fn, parameters=True)
         saliency = gradient.images.float().square().mean(dim=1).sqrt()
@@ -97,9 +99,7 @@ class CoMixup:
             )
         ]
         mixed, mixed_targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        share_gradient(
-            self.model, gradient.parameters, mixed_targets, self.loss_fn, 1 - _CLEAN_SHARE
-        )
+        self.shared.offer(self.model, gradient.parameters, mixed, mixed_targets, self.loss_fn)
         return mixed, mixed_targets
 
     def _mix(self, images: Tensor, targets: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, evaluation_mode, needs, register, unnormalised
-from sage_timm.hooks import input_gradient
+from sage_timm.gradient import input_gradient
 
 # The paper's values for CIFAR and Tiny-ImageNet.
 _ALPHA = 1.0

@@ -1,3 +1,4 @@
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +10,7 @@ from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.training_step import SaliencyClock, TrainingStep, peak_memory
 from sage_timm import sage
+from sage_timm.gradient import input_gradient
 
 CPU = torch.device("cpu")
 
@@ -30,12 +32,13 @@ def make_step(method="none"):
 
 class TestSaliencyClock:
     def test_splits_sages_call_in_two(self, monkeypatch, batch):
-        """The model moves the clock by 5, the search by 2, the blend by 1."""
+        """The gradient moves the clock by 5, the search by 2, the blend by 1."""
         clock = Ticks()
         step = make_step("sage")
+        gradient = moving(clock, 5, input_gradient)
+        monkeypatch.setattr(sys.modules["sage_timm.saliency"], "input_gradient", gradient)
         for name, ticks in (("best_translation", 2), ("blend", 1)):
             monkeypatch.setattr(sage, name, moving(clock, ticks, getattr(sage, name)))
-        step.model.register_forward_pre_hook(lambda *_: setattr(clock, "now", clock.now + 5))
         watch = SaliencyClock(clock)
         with watch.watching():
             for _ in range(3):
@@ -56,9 +59,9 @@ class TestSaliencyClock:
 
 
 def moving(clock, ticks, function):
-    def moved(*args):
+    def moved(*args, **kwargs):
         clock.now += ticks
-        return function(*args)
+        return function(*args, **kwargs)
 
     return moved
 

@@ -97,3 +97,28 @@ def test_shapes_that_do_not_fit_are_refused():
         blend(x, x, s, s[..., :4], t)
     with pytest.raises(ValueError, match=r"translation must be \(2, 2\)"):
         blend(x, x, s, s, t[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_pixels_near_the_largest_number_do_not_overflow(dtype):
+    """Their difference does; timm's formula adds what it has scaled."""
+    largest = 0.9 * torch.finfo(dtype).max
+    x0 = torch.full((1, 3, 4, 4), largest, dtype=dtype)
+    s = torch.ones(1, 1, 4, 4)
+    mixed, _, _ = blend(x0, -x0, 0.7 * s, 0.3 * s, torch.zeros(1, 2, dtype=torch.int64))
+    expected = x0.double() * 0.7 - x0.double() * 0.3
+    torch.testing.assert_close(mixed.double() / largest, expected / largest, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_where_image_1_does_not_reach_stand_the_pixels_of_image_0(bad):
+    """Not those of whatever lies beside it in memory, a neighbour's or its own."""
+    x0 = torch.randn(3, 2, 4, 5)
+    x1 = torch.full_like(x0, bad)
+    x1[1] = torch.randn(2, 4, 5)
+    s = torch.rand(3, 1, 4, 5)
+    for t in ((1, 2), (-2, 1), (0, -3), (-1, -1)):
+        mixed, _, _ = blend(x0, x1, s, s, torch.tensor([t] * 3))
+        covered = torch.from_numpy(oracles.translate(np.ones((4, 5)), t)) == 1
+        assert torch.equal(mixed[:, :, ~covered], x0[:, :, ~covered])
+        assert mixed[1].isfinite().all()

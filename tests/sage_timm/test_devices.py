@@ -4,6 +4,9 @@ import contextlib
 
 import pytest
 import torch
+from timm.loss import SoftTargetCrossEntropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from sage_timm import SageMix, SageMixup, best_translation, blend, saliency_from_gradient
 
@@ -32,6 +35,33 @@ def test_nothing_is_decided_by_values_on_the_device(small_net, monkeypatch, sett
     if "mode" not in settings:
         mixed, targets = SageMix(num_classes=5, model=model, **settings)(x, y)
         assert (mixed.shape, targets.shape) == (x.shape, (6, 5))
+
+
+class _NoFloat64(TorchDispatchMode):
+    """As MPS, for which the meta device stands in."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in tree_flatten(out)[0]:
+            if isinstance(value, torch.Tensor) and value.device.type == "meta":
+                assert value.dtype != torch.float64, f"float64 from {func}"
+        return out
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_there_is_no_float64_on_the_device(small_net, monkeypatch, settings):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # no meta
+    model = small_net().to("meta")
+    x, y = torch.empty(6, 3, 40, 33, device="meta"), torch.empty(6, dtype=torch.long, device="meta")
+    transforms = [SageMixup(num_classes=5, model=model, **settings)]
+    if "mode" not in settings:
+        transforms.append(SageMix(num_classes=5, model=model, **settings))
+    with _NoFloat64():
+        with pytest.raises(AssertionError, match="float64 from"):
+            x.double()  # or nothing was tested
+        for transform in transforms:
+            mixed, targets = transform(x, y)
+            SoftTargetCrossEntropy()(model(mixed), targets).backward()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -7,8 +7,11 @@ import torch.distributed as dist
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-from sage_timm import saliency
+from sage_timm import SageMixup, saliency
 from sage_timm.task import SageClassificationTask
 
 RANKS = 2
@@ -67,6 +70,24 @@ def normalised():
     return model
 
 
+def sharded_step(rank):
+    """A step of FSDP2 on this process's part of the batch; the weights after it, whole."""
+    model = fully_shard(network(), mesh=init_device_mesh("cpu", (RANKS,)))
+    loss_fn = SoftTargetCrossEntropy()
+    with pytest.raises(ValueError, match=r"update_ratio=0\.6 does not work with FSDP"):
+        SageMixup(num_classes=5, model=model, update_ratio=0.6)
+    x, y = (values.chunk(RANKS)[rank] for values in batch())
+    for settings in ({"prob": 0.5}, {"cutmix_alpha": 1.0}):
+        with pytest.raises(ValueError, match="each draws for itself"):
+            SageMixup(num_classes=5, model=model, **settings)(x, y)
+    np.random.seed(0)
+    mixed, targets = SageMixup(num_classes=5, model=model, loss_fn=loss_fn)(x, y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loss_fn(model(mixed), targets).backward()
+    optimizer.step()
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
+
+
 def one_of_two(rank, folder):
     """All that is tested, in one process of two: to start them takes longer than the rest."""
     dist.init_process_group(
@@ -84,6 +105,7 @@ def one_of_two(rank, folder):
         maps = saliency(model, *batch(), nn.functional.cross_entropy)
         torch.save(maps, folder / "maps.pt")
     assert not any("forward" in vars(module) for module in model.modules())
+    torch.save(sharded_step(rank), folder / f"sharded-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -109,3 +131,28 @@ def test_a_saliency_pass_waits_for_no_other_process(folder):
     """The other may have drawn CutMix, and have no such pass: all would wait for ever."""
     expected = saliency(normalised(), *batch(), nn.functional.cross_entropy)
     assert torch.equal(torch.load(folder / "maps.pt"), expected)
+
+
+def test_a_sharded_step_is_that_of_one_process_with_the_whole_batch(folder):
+    expected = alone(1.0, 1)
+    for rank in range(RANKS):
+        got = torch.load(folder / f"sharded-{rank}.pt")
+        assert len(got) == 4
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[f"trainable_module.{name}"])
+
+
+@pytest.mark.parametrize("hide", [lambda m: nn.Sequential(m), lambda m: torch.compile(m)])
+def test_a_wrapped_distributed_model_is_unwrapped_or_refused(tmp_path, hide):
+    """Its forward pass would wait for the other processes, which may have drawn CutMix."""
+    store = f"file://{tmp_path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = hide(DistributedDataParallel(network()))
+        if isinstance(model, nn.Sequential):
+            with pytest.raises(ValueError, match="wraps a DistributedDataParallel"):
+                SageMixup(num_classes=5, model=model)
+        else:
+            assert type(SageMixup(num_classes=5, model=model)._sage.model) is nn.Sequential
+    finally:
+        dist.destroy_process_group()

@@ -1,4 +1,6 @@
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.utils import random_seed
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from sage_timm import SageMixup, best_translation, blend, random_translations, saliency
 from sage_timm.mixup import SoftTargetCrossEntropy
@@ -321,6 +324,98 @@ def test_works_with_a_timm_model(batch):
     mixed, targets = by_sage(*batch(height=64, width=48), model)
     assert mixed.isfinite().all()
     assert targets.shape == (6, 5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_a_weight_of_1_from_beta_is_mixed_and_not_drawn_is_not(batch, small_net, mode, prob):
+    """Beta(0.02, 0.02) draws 0 or 1 as good as always; only ``prob`` says whether to mix."""
+    x, y = batch()
+    kwargs = {"mixup_alpha": 0.02, "prob": prob, "mode": mode}
+    counts = []
+    for seed in range(30):
+        mixed, _ = by_sage(x, y, small_net(), seed, lambda_max=0.5, **kwargs)
+        np.random.seed(seed)
+        if mode == "batch":
+            drawn = [np.random.rand() < prob] * 6
+        else:
+            np.random.beta(0.02, 0.02, size=3 if mode == "pair" else 6)
+            drawn = np.random.rand(3 if mode == "pair" else 6) < prob
+            drawn = [*drawn, *drawn[::-1]] if mode == "pair" else drawn
+        assert [not torch.equal(a, b) for a, b in zip(mixed, x, strict=True)] == list(drawn)
+        counts += list(drawn)
+    assert set(counts) == ({True} if prob == 1 else {True, False})
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda y: torch.tensor(y, dtype=torch.uint16),
+    lambda y: torch.tensor(y)[:, None], lambda y: np.array(y, np.uint16)])  # fmt: skip
+def test_labels_of_other_kinds_are_taken(batch, small_net, make):
+    x, y = batch()
+    random_seed(0)
+    got = SageMixup(num_classes=5, model=small_net(), lambda_max=1.0)(x.clone(), make(y.tolist()))
+    assert_equal(got, by_sage(x, y, small_net()))
+
+
+def test_its_settings_are_in_its_repr(small_net):
+    said = repr(SageMixup(0.8, prob=0.9, num_classes=7, model=small_net(), lambda_max=0.6))
+    for setting in ("mixup_alpha=0.8", "prob=0.9", "num_classes=7", "lambda_max=0.6"):
+        assert setting in said
+    assert "model=SmallNet" in said
+
+
+def test_a_pickle_leaves_the_model_out_and_a_copy_shares_it(batch, small_net):
+    model = small_net()
+    mixup_fn = SageMixup(num_classes=5, model=model, lambda_max=1.0, update_ratio=0.5)
+    expected = by_sage(*batch(), small_net())
+    mixup_fn(*batch())  # a share waits
+    pickled = pickle.dumps(mixup_fn)
+    assert len(pickled) < 4000
+    unpickled, copied = pickle.loads(pickled), copy.deepcopy(mixup_fn)
+    with pytest.raises(RuntimeError, match=r"call attach\(model, loss_fn\)"):
+        unpickled(*batch())
+    for other in (unpickled.attach(model), copied):
+        random_seed(0)
+        assert_equal(other(batch()[0], batch()[1]), expected)
+    assert copied._sage.model is model
+
+
+def test_a_loss_that_was_given_is_kept(batch, small_net):
+    """Wherever the model is attached."""
+
+    def loss_fn(logits, targets):
+        return (logits - targets).square().mean()
+
+    kwargs = {"num_classes": 5, "loss_fn": loss_fn}
+    ways = (
+        SageMixup(**kwargs).attach(small_net()),
+        SageMixup(**kwargs, model=small_net()),
+        SageMixup(num_classes=5).attach(small_net(), loss_fn),
+    )
+    results = []
+    for mixup_fn in ways:
+        random_seed(0)
+        results.append(mixup_fn(*batch()))
+    assert_equal(results[0], results[1])
+    assert_equal(results[0], results[2])
+    random_seed(0)
+    assert not torch.equal(results[0][0], SageMixup(num_classes=5, model=small_net())(*batch())[0])
+
+
+class _MixesInItsCollate:
+    def __init__(self, mixup_fn):
+        self.mixup_fn = mixup_fn
+
+    def __call__(self, items):
+        return self.mixup_fn(*default_collate(items))
+
+
+def test_a_loaders_worker_is_refused(batch, small_net):
+    data = TensorDataset(*batch())
+    collate = _MixesInItsCollate(SageMixup(num_classes=5, model=small_net()))
+    next(iter(DataLoader(data, 4, collate_fn=collate)))
+    loader = DataLoader(data, 4, collate_fn=collate, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(RuntimeError, match="cannot mix in a worker of a data loader"):
+        next(iter(loader))
 
 
 class TestBadInput:

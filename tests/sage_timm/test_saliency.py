@@ -77,6 +77,47 @@ def test_a_model_that_does_not_take_the_size():
         saliency(model, images, targets, cross_entropy, size=3)
 
 
+class _Fails(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("something else"),
+    ],
+)
+def test_an_error_that_is_not_about_the_size_stays_what_it_is(error):
+    """So that a loop that looks for a batch size that fits finds it."""
+    with pytest.raises(type(error)) as raised:
+        saliency(_Fails(error), torch.randn(2, 3, 8, 6), torch.eye(4)[:2], cross_entropy, size=3)
+    assert raised.value is error
+
+
+def test_memory_that_is_short_only_once_is_no_matter_of_the_size(monkeypatch):
+    """Memory may be free again when the size is tried."""
+    model, targets = linear(8, 6)
+    forward = model.forward
+    errors = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def fails_once(x):
+        if x.shape[2] < 8:
+            raise errors[0]
+        return forward(x)
+
+    monkeypatch.setattr(model, "forward", fails_once)
+    images = torch.randn(5, 3, 8, 6, dtype=torch.float64)
+    with pytest.raises(torch.OutOfMemoryError):
+        saliency(model, images, targets, cross_entropy, size=3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_type_is_that_of_autocast(batch, small_net, dtype):
     x, y = batch()

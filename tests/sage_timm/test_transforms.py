@@ -131,6 +131,39 @@ def test_shares_the_gradient(batch, small_net):
     torch.testing.assert_close(model.head.bias.grad, 0.3 * wanted + 0.7 * logits_gradient)
 
 
+@pytest.mark.parametrize("first", ["label", "index"])
+def test_the_images_are_found_wherever_they_stand(batch, small_net, first):
+    """torchvision takes the first tensor of a sample for its images."""
+    x, y = batch()
+    sample = {"label": y, "image": x, "index": torch.arange(6)}
+    transform = SageMix(num_classes=5, model=small_net())
+    torch.manual_seed(0)
+    out = transform({first: sample[first], **sample})
+    torch.manual_seed(0)
+    images, labels = transform(x, y)
+    assert torch.equal(out["image"], images)
+    assert torch.equal(out["label"], labels)
+    assert torch.equal(out["index"], torch.arange(6))
+    assert type(out["image"]) is torch.Tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint16])
+def test_class_indices_of_other_types(batch, small_net, dtype):
+    x, y = batch()
+    results = []
+    for labels in (y, y.to(dtype)):
+        torch.manual_seed(0)
+        results.append(SageMix(num_classes=5, model=small_net())(x, labels))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_its_settings_are_in_its_repr(small_net):
+    said = repr(SageMix(alpha=0.7, num_classes=5, model=small_net(), update_ratio=0.6))
+    for setting in ("alpha=0.7", "num_classes=5", "update_ratio=0.6", "model=SmallNet"):
+        assert setting in said
+
+
 class TestBadInput:
     def test_no_model(self, collated):
         with pytest.raises(RuntimeError, match=r"call attach\(model, loss_fn\) before"):
