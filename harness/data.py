@@ -164,7 +164,7 @@ def check_name(name: str) -> None:
         ValueError: If there is none, with the nearest name that is known.
     """
     prefix, slash, rest = name.partition("/")
-    known = [*DATASETS, "glyphs", *_FOLDERS, "tar", *(f"torch/{of}" for of in _TORCH)]
+    known = ["glyphs", *_FOLDERS, "tar", *(f"torch/{of}" for of in _TORCH), *DATASETS]
     if name in known or (slash and rest and prefix in _READERS):
         return
     by_end = {of.rpartition("/")[2]: of for of in reversed(known)}

@@ -35,6 +35,7 @@ class Report:
 
     def __post_init__(self) -> None:
         """Expands ``~``."""
+        object.__setattr__(self, "directories", tuple(map(expanded, self.directories)))
         if self.out is not None:
             object.__setattr__(self, "out", expanded(self.out))
 
@@ -61,7 +62,6 @@ def folders(named: Path) -> list[Path]:
     """
     from harness.report.read import NAMES, holds_any
 
-    named = expanded(named)
     if named.is_dir():
         return [named]
     if not glob.has_magic(str(named)):

@@ -89,7 +89,7 @@ def test_each_device_gets_a_part_of_its_own(monkeypatch):
 
 def test_says_what_it_cannot_keep():
     with pytest.raises(ValueError, match="on_device=True needs train_crop_mode='pad', got 'rrc'"):
-        DataConfig(on_device=True, train_crop_mode="rrc")
+        DataConfig(on_device=True, train_crop_mode="rrc").check()
 
     class Stream(IterableDataset):
         def __iter__(self):

@@ -60,6 +60,9 @@ HULL = {
     "sage-no-rearrangement": "place",
     "sage-random-translation": "pair",
     "sage-eval-saliency": "pair",
+    "sage-other-maps": "pair",
+    "sage-noise-maps": "pair",
+    "sage-centre-map": "pair",
 }
 
 
@@ -530,3 +533,23 @@ def test_what_is_not_installed_is_named_with_its_extra(model, monkeypatch, name,
     text = rf"{name} needs {module}, which is not installed: pip install 'sage-timm\[peers\]'"
     with pytest.raises(ImportError, match=text):
         make(name, model)
+
+
+def test_the_controls_maps_know_nothing_of_the_image(model, images):
+    """Each control's map is a saliency map, but not that of the image that it stands for."""
+    x, y = images
+    targets = mixup_target(y, 5, 1.0)
+    own = make("sage", model)._sage.maps(x, targets)
+    for name in ("sage-other-maps", "sage-noise-maps", "sage-centre-map"):
+        torch.manual_seed(0)
+        maps = make(name, model)._sage.maps(x, targets)
+        torch.testing.assert_close(maps.sum(dim=(1, 2, 3)), torch.ones(8))
+        assert (maps - own).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+        if name == "sage-other-maps":  # each is that of just one other image
+            distance = (maps[:, None] - own[None]).abs().amax(dim=(2, 3, 4))
+            assert sorted(distance.argmin(dim=1).tolist()) == list(range(8))
+            assert distance.min(dim=1).values.max() < 1e-6
+        if name == "sage-centre-map":
+            place = torch.arange(32.0) - 15.5
+            expected = torch.exp(-(place[:, None] ** 2 + place**2) / (2 * 8.0**2))
+            torch.testing.assert_close(maps[3, 0], expected / expected.sum())

@@ -110,7 +110,8 @@ def test_a_pattern_names_the_folders_that_hold_something(tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folders(Path("runs/*")) == [Path("runs/a"), Path("runs/b")]
-    assert folders(Path("~/runs/**")) == [tmp_path / "runs" / name for name in ("a", "b", "c/d")]
+    (named,) = Report((Path("~/runs/**"),)).directories
+    assert folders(named) == [tmp_path / "runs" / name for name in ("a", "b", "c/d")]
     Report((Path("runs/*"), Path("runs/a")))()
     assert table(capsys.readouterr().out, "Accuracy and time")["none"]["seeds"] == "0 1"
     assert (tmp_path / "runs" / "a" / "report.html").exists()

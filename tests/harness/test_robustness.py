@@ -424,8 +424,10 @@ def test_a_stream_is_measured_whole(tmp_path):
 
 
 def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no results in .*results.jsonl"):
+    with pytest.raises(ValueError, match=r"no such folder: .*nowhere"):
         Robustness(tmp_path / "nowhere")()
+    with pytest.raises(ValueError, match=r"no results in .*results.jsonl"):
+        Robustness(tmp_path)()
     with pytest.raises(ValueError, match="images must be at least 1, got 0"):
         Robustness(runs, images=0)()
     monkeypatch.setitem(sys.modules, "torchattacks", None)
