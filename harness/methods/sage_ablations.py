@@ -6,6 +6,7 @@ SAGE has over them is what its saliency is worth.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -64,35 +65,33 @@ def build_other_maps(
     return mixup_fn
 
 
-@register("sage-noise-maps")
-def build_noise_maps(
-    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
+def noise_maps(images: Tensor) -> Tensor:
+    """Makes maps ``[B, 1, H, W]`` of white noise in the place of a gradient."""
+    return saliency_from_gradient(torch.randn_like(images, dtype=torch.float32))
+
+
+def centre_maps(images: Tensor) -> Tensor:
+    """Makes maps ``[B, 1, H, W]`` of one Gaussian in the middle, a quarter of a side wide."""
+    height, width = images.shape[2:]
+    rows, columns = (
+        torch.exp(-2 * torch.linspace(1 / size - 1, 1 - 1 / size, size).square())
+        for size in (height, width)
+    )
+    one = rows[:, None] * columns
+    return (one / one.sum()).to(images.device).expand(len(images), 1, height, width)
+
+
+def _build_with_maps(
+    maps: Callable[[Tensor], Tensor],
+    config: MethodConfig,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    classes: int,
 ) -> SageMixup:
-    """Makes SAGE whose maps are made of white noise in the place of a gradient."""
     mixup_fn = sage.build(config, model, loss_fn, classes)
-
-    def noise_maps(images: Tensor, _targets: Tensor) -> Tensor:
-        return saliency_from_gradient(torch.randn_like(images, dtype=torch.float32))
-
-    mixup_fn._sage.maps = noise_maps  # type: ignore[method-assign]
+    mixup_fn._sage.maps = lambda images, _targets: maps(images)  # type: ignore[method-assign]
     return mixup_fn
 
 
-@register("sage-centre-map")
-def build_centre_map(
-    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-) -> SageMixup:
-    """Makes SAGE whose map is a Gaussian in the middle of every image, a quarter of a side wide."""
-    mixup_fn = sage.build(config, model, loss_fn, classes)
-
-    def centre_maps(images: Tensor, _targets: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        rows, columns = (
-            torch.exp(-2 * torch.linspace(1 / size - 1, 1 - 1 / size, size).square())
-            for size in (height, width)
-        )
-        one = rows[:, None] * columns
-        return (one / one.sum()).to(images.device).expand(len(images), 1, height, width)
-
-    mixup_fn._sage.maps = centre_maps  # type: ignore[method-assign]
-    return mixup_fn
+register("sage-noise-maps")(partial(_build_with_maps, noise_maps))
+register("sage-centre-map")(partial(_build_with_maps, centre_maps))
