@@ -103,36 +103,8 @@ def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
     Raises:
         ValueError: If there are fewer than two episodes.
     """
-    return _mean_and_interval(100 * correct.double() / total)
-
-
-def paired_difference(own: Tensor, other: Tensor, total: int) -> tuple[float, float]:
-    """Gives the difference of two accuracies on the same episodes, with its 95 % interval.
-
-    An episode that is hard for one network is mostly hard for the other, so that the interval is
-    narrower than those of the accuracies make one think.
-
-    Args:
-        own: Correctly classified queries of each episode, ``[E]``.
-        other: The same of the network to compare with.
-        total: Queries of an episode: ways times queries of a class.
-
-    Returns:
-        The mean of own minus other, and the half-width of its interval, both in points.
-
-    Raises:
-        ValueError: If the two have not the same number of episodes, or fewer than two.
-    """
-    if own.shape != other.shape:
-        raise ValueError(
-            "own and other must be of the same episodes, "
-            f"got {len(own)} episodes and {len(other)} episodes"
-        )
-    return _mean_and_interval(100 * (own.double() - other.double()) / total)
-
-
-def _mean_and_interval(values: Tensor) -> tuple[float, float]:
-    if len(values) < 2:
-        raise ValueError(f"an interval takes at least two episodes, got {len(values)}")
+    if len(correct) < 2:
+        raise ValueError(f"an interval takes at least two episodes, got {len(correct)}")
+    shares = 100 * correct.double() / total
     quantile = float(norm.ppf((1 + _CONFIDENCE) / 2))
-    return values.mean().item(), quantile * values.std().item() / math.sqrt(len(values))
+    return shares.mean().item(), quantile * shares.std().item() / math.sqrt(len(shares))

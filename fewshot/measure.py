@@ -18,7 +18,6 @@ from fewshot.evaluate import accuracy, correct_queries, normalized
 from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
-from harness.episode_counts import pack
 from harness.results import RUN, append_result, read_results
 from harness.train import load_model
 
@@ -172,7 +171,7 @@ class TrainedBackbone:
             embeddings = normalized(self.embeddings, normalization, mean)
             correct = correct_queries(embeddings, episodes, classifier, title)
         mean, interval = accuracy(correct, setting.ways * setting.queries)
-        return {"accuracy": mean, "interval": interval, "correct": pack(correct.numpy())}
+        return {"accuracy": mean, "interval": interval}
 
 
 def _described(setting: EpisodeConfig, normalization: str, classifier: str) -> dict[str, Any]:

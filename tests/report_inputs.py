@@ -3,7 +3,6 @@
 import json
 import random
 
-from harness.episode_counts import pack
 from harness.report import markdown, read, sections
 
 METHODS = (
@@ -132,7 +131,6 @@ def episodes(method, seed, correct, shots=1, settings=None, **changes):
         "config": settings or few_shot_config(method, seed),
         "accuracy": sum(shares) / len(shares),
         "interval": 0.25,
-        "correct": pack(correct),
         **line,
     }
 
