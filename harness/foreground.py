@@ -38,7 +38,7 @@ from harness.device import device_name
 from harness.glyphs import CLASSES, Glyphs
 from harness.markdown import markdown_table
 from harness.methods import METHODS, REQUIRES
-from harness.methods.base import Mix, normalised
+from harness.methods.base import Mix, no_steps, normalised
 from harness.results import append_result, read_results
 from harness.train import load_model
 
@@ -265,7 +265,8 @@ def _mixed_masks(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own first use
                 dual = forward_ad.make_dual(images.clone(), marks.to(images))
-            mixed, soft_targets = mix(dual, targets)
+            with no_steps():
+                mixed, soft_targets = mix(dual, targets)
             tangent = forward_ad.unpack_dual(mixed).tangent
             if tangent is None:
                 raise ValueError("the method does not mix images by differentiable operations")

@@ -17,7 +17,7 @@ from harness.data import load_splits
 from harness.fixed_images import draw_indices, load_images
 from harness.grid import Column, mix_columns, pictures, save_grid
 from harness.methods import METHODS
-from harness.methods.base import MethodConfig
+from harness.methods.base import MethodConfig, no_steps
 from harness.methods.sage import decide, mixing_alone
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend
@@ -112,7 +112,8 @@ def _peer_columns(
         mix = METHODS[name](mixing, model, SoftTargetCrossEntropy(), classes)
         for attempt in range(_TRIES):
             random_seed(seed + attempt)
-            mixed, _ = mix(images.clone(), targets)
+            with no_steps():
+                mixed, _ = mix(images.clone(), targets)
             if not torch.equal(mixed, images):
                 break
         columns.append(Column(name, pictures(mixed[: len(images) // 2], data_config)))

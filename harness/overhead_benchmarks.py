@@ -23,6 +23,7 @@ from typing import Any
 
 from timm.utils import random_seed
 
+from harness.methods.base import no_steps
 from harness.training_step import peak_memory, timed
 
 _REPEATS = 3
@@ -75,7 +76,7 @@ def _time_steps(benchmark, asked, method: str, setting: tuple[str, int, int]) ->
 
 def _time_calls(benchmark, asked, step) -> None:
     """Times the call that mixes, or the part of it for which the benchmark's clock runs."""
-    with asked.saliency_clock.watching():
+    with asked.saliency_clock.watching(), no_steps():
         _time(benchmark, asked, step.mix, lambda: (step.batch(), {}))
     _note(benchmark, asked)
 

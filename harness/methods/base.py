@@ -1,6 +1,7 @@
 """What the methods have in common: their settings, and what more than one of them does."""
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,6 +72,14 @@ def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     options = {"dtype": torch.float32, "device": images.device}
     scale, offset = (torch.tensor(values, **options).view(-1, 1, 1) for values in (std, mean))
     return images.float() * scale + offset
+
+
+@contextmanager
+def no_steps() -> Iterator[None]:
+    """Keeps a shared gradient quiet that finds no use, since mixes are only looked at here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "update_ratio=.* had no effect", RuntimeWarning)
+        yield
 
 
 @contextmanager
