@@ -152,7 +152,9 @@ def _splits(
             f"on, {classes[0]!r}: it takes two or more"
         )
     if config.train_size:
-        indices = balanced_indices(targets, config.train_size, seed, classes)
+        place = f"of split {config.train_split!r} in {config.data_dir}"
+        names = [f"{name!r} {place}" for name in classes]
+        indices = balanced_indices(targets, config.train_size, seed, names)
         train = Subset(train, indices)
     return Splits(train, validation, classes, hflip, list(notes))
 
@@ -244,7 +246,7 @@ def balanced_indices(
         targets: The class of each image.
         size: How many to draw.
         seed: Draws them.
-        classes: The classes' names, for the error.
+        classes: What to call each class in the error.
 
     Raises:
         ValueError: If ``size`` is no multiple of the number of classes, or a class has too few.
@@ -257,10 +259,10 @@ def balanced_indices(
     chosen: list[int] = []
     for target, indices in sorted(by_class.items()):
         if len(indices) < each:
-            name = target if classes is None else repr(classes[target])
+            name = target if classes is None else classes[target]
             raise ValueError(
-                f"train_size={size} takes {each} images of each class, but class {name} of the "
-                f"training split has {len(indices)}"
+                f"train_size={size} takes {each} images of each class, but class {name} has "
+                f"{len(indices)}"
             )
         chosen += random.choice(indices, each, replace=False).tolist()
     return sorted(chosen)

@@ -85,6 +85,10 @@ class FewShot:
     image_size: int | None = None
     """Height and width in pixels to which images are resized; if None, 32 for glyphs, cifarfs and
     fc100, else 84."""
+    crop_mode: Literal["squash", "center", "border"] = "squash"
+    """How an image that is not square becomes square, as in timm; the same in all splits."""
+    crop_pct: float = 1.0
+    """Share of the resized image's side that the square takes, as in timm."""
     batch_size: int = 32
     """Images in a batch of the classifier's."""
     workers: int = 0

@@ -139,7 +139,7 @@ class TestClasses:
 
     def test_a_class_with_too_few_images_is_named(self, root):
         (root / "train" / "cat" / "3.png").unlink()
-        told = "takes 4 images of each class, but class 'cat' of the training split has 3"
+        told = f"takes 4 images of each class, but class 'cat' of split 'train' in {root} has 3"
         with pytest.raises(ValueError, match=told):
             load_splits(config(root, train_size=12), seed=0)
 
