@@ -4,15 +4,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm
 from torch import Tensor
 from tqdm import tqdm
 
 from fewshot.classifiers import CLASSIFIERS
 from fewshot.config import NORMALIZATIONS
 from fewshot.episodes import Episodes
+from harness.interval import half_width
 
-_CONFIDENCE = 0.95
 _CHUNK_BYTES = 16 * 2**20  # of embeddings gathered at a time: more goes through memory, not cache
 
 
@@ -98,7 +97,7 @@ def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
         total: Queries of an episode: ways times queries of a class.
 
     Returns:
-        The mean in percent, and the half-width of the normal interval over episodes, in points.
+        The mean in percent, and the half-width of Student's interval over episodes, in points.
 
     Raises:
         ValueError: If there are fewer than two episodes.
@@ -106,5 +105,5 @@ def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
     if len(correct) < 2:
         raise ValueError(f"an interval takes at least two episodes, got {len(correct)}")
     shares = 100 * correct.double() / total
-    quantile = float(norm.ppf((1 + _CONFIDENCE) / 2))
-    return shares.mean().item(), quantile * shares.std().item() / math.sqrt(len(shares))
+    error = shares.std().item() / math.sqrt(len(shares))
+    return shares.mean().item(), half_width(error, len(shares))

@@ -14,7 +14,6 @@ import numpy as np
 import timm
 import torch
 from scipy.stats import sem
-from scipy.stats import t as student
 from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
@@ -27,6 +26,7 @@ from harness.config import RunConfig
 from harness.data import Splits, load_splits
 from harness.device import device_name
 from harness.fixed_images import draw_indices, load_images
+from harness.interval import half_width
 from harness.markdown import figure, is_number
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
@@ -38,7 +38,6 @@ from sage_timm.sage import Sage
 MEASURES = ("rank_correlation", "objective_reached", "same_translation")
 SALIENCY = ("saliency_size", "saliency_dtype", "saliency_fraction")
 _FULL = {"search": "all", "saliency_size": None, "saliency_dtype": None, "saliency_fraction": 1.0}
-_CONFIDENCE = 0.95
 _LAM = (0.05, 0.95)  # nearer to 0 or 1 there is hardly a mix
 
 
@@ -141,10 +140,9 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
         row = [f"{size} pixels" if size else maps, line["search"] + share]
         batches = line["pairs"] // line["config"]["data"]["batch_size"]
-        quantile = student.ppf((1 + _CONFIDENCE) / 2, batches - 1)
         for name in MEASURES:
             error = line["standard_error"].get(name)
-            half = quantile * error if is_number(error) else None
+            half = half_width(error, batches) if is_number(error) else None
             row.append(f"{figure(line[name], 4)} ± {figure(half, 4)}")
             if name in line["worst"]:
                 row.append(figure(line["worst"][name], 4))

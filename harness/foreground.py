@@ -36,6 +36,7 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.device import device_name
 from harness.glyphs import CLASSES, Glyphs
+from harness.interval import half_width
 from harness.markdown import markdown_table
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
@@ -53,7 +54,6 @@ _IMAGES = 2_000
 _BATCH = 20  # a method draws one weight for a batch: in small ones, many weights are drawn
 _MOST_BATCHES = 100_000
 _CHANNELS = 3
-_NORMAL_95 = 1.96
 
 
 def measurable_methods() -> tuple[str, ...]:
@@ -155,7 +155,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows = []
     for line in lines:
         figures = (
-            f"{line[name]:.1f} ± {_NORMAL_95 * line['standard_error'][name]:.1f}"
+            f"{line[name]:.1f} ± "
+            f"{half_width(line['standard_error'][name], line['pairs'] // _BATCH):.1f}"
             for name in MEASURES
         )
         rows.append((line["method"], str(line["seed"]), str(line["pairs"]), *figures))

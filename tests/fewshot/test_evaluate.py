@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, norm
+from scipy import stats
+from scipy.stats import binom
 
 import fewshot.evaluate
 from fewshot.classifiers import CLASSIFIERS
@@ -66,7 +67,8 @@ def test_the_accuracy_is_that_of_ten_lines_of_numpy(name, shots):
 
     mean, half = accuracy(correct_queries(embeddings, episodes, name), 75)
     assert mean == pytest.approx(100 * np.mean(right))
-    assert half == pytest.approx(100 * norm.ppf(0.975) * np.std(right, ddof=1) / np.sqrt(200))
+    low, high = stats.t.interval(0.95, 199, scale=100 * stats.sem(right))
+    assert half == pytest.approx((high - low) / 2)
     assert 30 < mean < 95
 
 
