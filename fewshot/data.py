@@ -134,7 +134,7 @@ def _read_folder(root: Path, split: str) -> ImageFolder:
     others = VALIDATION_NAMES if split == VALIDATION_NAMES[0] else ()
     folder = read_folder(find_split(root, split, others))
     found = headers(folder)
-    check_modes(folder, found)
+    check_modes(found)
     check_readable(folder, "RGB")
     say(root, oddities(folder, found))
     return folder

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from harness.folders import (
-    VALIDATION_NAMES,
     ImageFolder,
     find_split,
+    has_known_range,
     listed,
     read_folder,
     read_image,
+    stand_ins,
 )
 from harness.markdown import markdown_table
 
@@ -70,8 +71,7 @@ def check_folder(root: Path, train_split: str, val_split: str, mode: str) -> Che
         ValueError: If a split is missing or not to be told, the splits share a file or differ in
             their classes, a class has no images, or an image cannot be read.
     """
-    others = (*VALIDATION_NAMES, "test") if val_split == VALIDATION_NAMES[0] else ()
-    paths = [find_split(root, train_split), find_split(root, val_split, others)]
+    paths = [find_split(root, train_split), find_split(root, val_split, stand_ins(val_split))]
     if paths[0].resolve() == paths[1].resolve():
         raise ValueError(
             f"train_split={train_split!r} and val_split={val_split!r} are both {paths[0]}: "
@@ -88,7 +88,7 @@ def check_folder(root: Path, train_split: str, val_split: str, mode: str) -> Che
         )
     for folder in (train, validation):
         found = headers(folder)
-        check_modes(folder, found)
+        check_modes(found)
         notes += oddities(folder, found)
     check_readable(validation, mode)
     say(root, notes)
@@ -105,7 +105,7 @@ def describe(folders: Sequence[ImageFolder]) -> str:
     header = ["split", "width", "height", "not square, %", "types", "modes", "skipped", "hidden"]
     rows = []
     for folder in folders:
-        found = [header for header in headers(folder) if header is not None]
+        found = [header for header in headers(folder).values() if header is not None]
         sides = zip(*(header.size for header in found), strict=True)
         apart = sum(width != height for width, height in (header.size for header in found))
         rows.append(
@@ -122,14 +122,14 @@ def describe(folders: Sequence[ImageFolder]) -> str:
     return "\n\n".join([*tables, markdown_table(header, rows)])
 
 
-def oddities(folder: ImageFolder, found: Sequence[Header | None]) -> list[str]:
+def oddities(folder: ImageFolder, found: Mapping[Path, Header | None]) -> list[str]:
     """Says what is odd about a split, a sentence each."""
     name = folder.path.name
     notes = []
     if folder.skipped:
         paths = [file.relative_to(folder.path) for file in folder.skipped]
         notes.append(f"{len(paths)} files of {name!r} are no image of a class: {listed(paths)}")
-    broken = [file for file, header in zip(folder.files, found, strict=False) if header is None]
+    broken = [file for file, header in found.items() if header is None]
     if broken:
         paths = [file.relative_to(folder.path) for file in broken]
         notes.append(f"{len(broken)} images of {name!r} cannot be opened: {listed(paths)}")
@@ -137,7 +137,7 @@ def oddities(folder: ImageFolder, found: Sequence[Header | None]) -> list[str]:
     if twins:
         paths = [file.relative_to(folder.path) for file in twins]
         notes.append(f"{len(paths)} images of {name!r} are copies of others: {listed(paths)}")
-    turned = sum(header.turned for header in found if header)
+    turned = sum(header.turned for header in found.values() if header)
     if turned:
         notes.append(
             f"{turned} images of {name!r} have an EXIF orientation, which is not applied (as in "
@@ -174,11 +174,11 @@ def copies(folder: ImageFolder) -> list[Path]:
     """Returns the files of a split whose bytes an earlier file of it has, too."""
     files = folder.files
     for key in _KEYS:
-        keys = _in_threads(key, files, "comparing images")
-        counts = Counter(keys)
-        files = [file for file, of_file in zip(files, keys, strict=True) if counts[of_file] > 1]
-    first: dict[bytes, Path] = {}
-    return [file for file in files if first.setdefault(_whole(file), file) != file]
+        keys = dict(zip(files, _in_threads(key, files, "comparing images"), strict=True))
+        counts = Counter(keys.values())
+        files = [file for file in files if counts[keys[file]] > 1]
+    first: dict[Any, Path] = {}
+    return [file for file in files if first.setdefault(keys[file], file) != file]
 
 
 @functools.cache
@@ -186,10 +186,11 @@ def _headers(files: tuple[Path, ...]) -> list[Header | None]:
     return _in_threads(_header, files, "looking at the images")
 
 
-def headers(folder: ImageFolder) -> list[Header | None]:
-    """Reads the headers of a split's images; None where a file is no image."""
+def headers(folder: ImageFolder) -> dict[Path, Header | None]:
+    """Reads the headers of a split's images, of many just a part; None where a file is no image."""
     step = -(-len(folder.files) // _HEADERS_AT_MOST)
-    return _headers(tuple(folder.files[::step]))
+    files = tuple(folder.files[::step])
+    return dict(zip(files, _headers(files), strict=True))
 
 
 def _header(file: Path) -> Header | None:
@@ -252,14 +253,14 @@ def check_readable(folder: ImageFolder, mode: str) -> None:
     _in_threads(read, folder.files, f"reading {folder.path.name}")
 
 
-def check_modes(folder: ImageFolder, found: Sequence[Header | None]) -> None:
+def check_modes(found: Mapping[Path, Header | None]) -> None:
     """Checks that the range of all images' pixels is known.
 
     Raises:
         ValueError: If it is not, naming the image.
     """
-    for file, header in zip(folder.files, found, strict=False):
-        if header and (header.mode == "F" or (header.mode == "I" and header.format != "PNG")):
+    for file, header in found.items():
+        if header and not has_known_range(header.mode, header.format):
             raise ValueError(
                 f"{file} has pixels of mode {header.mode!r}, whose range is not known: save it "
                 "with 8 or 16 bits a channel"

@@ -26,12 +26,12 @@ from harness.check import CheckedFolder, check_folder
 from harness.config import DataConfig
 from harness.device_images import device_loader
 from harness.folders import (
-    VALIDATION_NAMES,
     FolderImages,
     as_mode,
     image_extensions,
     listed,
     natural_order,
+    stand_ins,
 )
 from harness.glyphs import CLASSES, Glyphs
 
@@ -374,8 +374,8 @@ def open_tar(root: Path, split: str) -> ImageDataset:
     Raises:
         ValueError: If there is no such file, or an image in it is in no folder.
     """
-    others = (*VALIDATION_NAMES, "test") if split == VALIDATION_NAMES[0] else ()
-    found = [root / f"{name}.tar" for name in (split, *others) if (root / f"{name}.tar").is_file()]
+    names = dict.fromkeys((split, *stand_ins(split)))
+    found = [root / f"{name}.tar" for name in names if (root / f"{name}.tar").is_file()]
     if not found or (len(found) > 1 and found[0].stem != split):
         there = listed(sorted(path.name for path in root.glob("*.tar"))) or "no .tar file"
         raise ValueError(f"{root} has no {split}.tar, or more than one for it: it has {there}")

@@ -128,6 +128,16 @@ def natural_order(name: str) -> tuple[list[Any], str]:
     return [int(part) if part.isdecimal() else part for part in parts], name
 
 
+def has_known_range(mode: str, kind: str | None) -> bool:
+    """Tells whether the range of an image's pixels is known, by Pillow's mode and format."""
+    return mode != "F" and (mode != "I" or kind == "PNG")
+
+
+def stand_ins(split: str) -> tuple[str, ...]:
+    """Returns the names that may stand for the default split to measure on."""
+    return (*VALIDATION_NAMES, "test") if split == VALIDATION_NAMES[0] else ()
+
+
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
     """Converts an image to 8 bits a channel, as ``PIL.Image.convert``, but scales 16 bits.
 
@@ -145,7 +155,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             pixels = np.asarray(image).astype(np.float64) / 257
             image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-        elif image.mode in ("I", "F"):
+        elif not has_known_range(image.mode, image.format):
             raise ValueError(
                 f"pixels of mode {image.mode!r} have no known range: save them with 8 or 16 bits"
             )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from torch.utils.data import DataLoader
 
+import harness.check
 from harness.check import check_folder, describe, same_images
 from harness.commands.check import Check
 from harness.config import DataConfig
@@ -330,6 +331,14 @@ class TestPixels:
             loader = make_loader(settings, dataset, model_config, torch.device("cpu"), hflip)
             for images, _ in loader:
                 assert images.shape[1:] == (channels, 16, 16)
+
+    def test_of_many_images_the_right_one_is_named(self, root, monkeypatch):
+        monkeypatch.setattr(harness.check, "_HEADERS_AT_MOST", 6)  # every second file of twelve
+        path = root / "train" / "bee" / "2.tif"
+        (root / "train" / "bee" / "2.png").unlink()
+        Image.fromarray(np.ones((8, 8), np.float32)).save(path)
+        with pytest.raises(ValueError, match=f"{path} has pixels of mode 'F'"):
+            load_splits(config(root), seed=0)
 
     def test_an_orientation_is_counted_and_not_applied(self, root):
         path = root / "train" / "ant" / "turned.jpg"
