@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fewshot.classifiers import CLASSIFIERS
 from fewshot.config import NORMALIZATIONS
 from fewshot.episodes import Episodes
-from harness.interval import half_width
+from harness.figures import half_width
 
 _CHUNK_BYTES = 16 * 2**20  # of embeddings gathered at a time: more goes through memory, not cache
 

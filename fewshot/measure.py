@@ -18,7 +18,7 @@ from fewshot.evaluate import accuracy, correct_queries, normalized
 from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, make_loader, targets_of
 from harness.device import device_name
-from harness.results import RUN, append_result, read_results
+from harness.store import RUN, append_result, read_results
 from harness.train import load_model
 
 _IDENTITY = (

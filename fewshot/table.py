@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from harness.markdown import markdown_table
+from harness.figures import markdown_table
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from harness.figures import markdown_table
 from harness.folders import (
     ImageFolder,
     find_split,
@@ -22,7 +23,6 @@ from harness.folders import (
     read_image,
     stand_ins,
 )
-from harness.markdown import markdown_table
 
 _BEGINNING = 4096  # bytes, by which files of one size are told apart before they are read whole
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright

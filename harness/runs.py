@@ -19,7 +19,7 @@ from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
 from harness.models import create_network
-from harness.results import RUN, append_result, read_results
+from harness.store import RUN, append_result, read_results
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at

@@ -28,7 +28,7 @@ from harness.device import autocast, device_name, from_first, timed
 from harness.learner import BuildLearner, Classifier
 from harness.measure import measure
 from harness.models import create_network
-from harness.results import (
+from harness.store import (
     RUN,
     all_finite,
     append_result,

@@ -11,7 +11,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from harness.results import read_results
+from harness.store import read_results
 from sage_timm import SageMixup
 
 ROOT = Path(__file__).parents[1]

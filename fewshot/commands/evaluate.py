@@ -39,8 +39,8 @@ class Evaluate:
     def __call__(self) -> None:
         from fewshot.measure import evaluate
         from harness.device import open_device
-        from harness.results import RUN, read_results
         from harness.runs import run_all
+        from harness.store import RUN, read_results
 
         check_directory(self.directory)
         self.evaluation.check()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.commands.settings import Settings, each_run
-from harness.markdown import markdown_table
+from harness.figures import markdown_table
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Agreement(Settings):
     """Shares of the batch whose saliency is computed."""
 
     def __call__(self) -> None:
-        from harness.agreement import measure_agreement, table, variants
+        from harness.measures.agreement import measure_agreement, table, variants
         from harness.runs import in_turn
 
         runs = each_run(self.run, [self.method], [self.seed])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.commands.settings import Settings, each_run
-from harness.markdown import markdown_table
+from harness.figures import markdown_table
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Dynamics(Settings):
     """The number of training images to mix, a multiple of the batch size."""
 
     def __call__(self) -> None:
-        from harness.dynamics import follow, table
+        from harness.measures.dynamics import follow, table
         from harness.runs import in_turn
 
         runs = each_run(self.run, self.methods, self.seeds)

@@ -31,7 +31,7 @@ class Foreground(Settings):
     """The number of mixes a method, a multiple of 20."""
 
     def __call__(self) -> None:
-        from harness.foreground import (
+        from harness.measures.foreground import (
             check_foreground,
             measurable_methods,
             measure_foreground,

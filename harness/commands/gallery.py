@@ -29,7 +29,7 @@ class Gallery(Settings):
     """Rows of the picture."""
 
     def __call__(self) -> None:
-        from harness.gallery import draw_gallery
+        from harness.measures.gallery import draw_gallery
         from harness.runs import in_turn
 
         runs = each_run(self.run, [self.method], [self.seed])

@@ -39,7 +39,7 @@ class Overhead(OverheadConfig):
         object.__setattr__(self, "out", expanded(self.out))
 
     def __call__(self) -> None:
-        from harness.overhead import measure_overhead, table
+        from harness.measures.overhead import measure_overhead, table
 
         outcome = measure_overhead(self, self.out)
         if outcome.written:

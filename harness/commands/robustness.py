@@ -40,8 +40,8 @@ class Robustness:
 
     def __call__(self) -> None:
         from harness.device import open_device
-        from harness.results import RUN, read_results
-        from harness.robustness import FIGURES, measure_robustness, torchattacks
+        from harness.measures.robustness import FIGURES, measure_robustness, torchattacks
+        from harness.store import RUN, read_results
 
         check_directory(self.directory)
         path = self.directory / "results.jsonl"

@@ -5,7 +5,7 @@ of ``cells``, ``overhead``, ``findings`` and ``plots`` (what is shown), ``sectio
 order), and from there ``markdown`` and ``page``, which ``write`` puts on the disk.
 """
 
-from harness.report.markdown import markdown
+from harness.report.as_markdown import markdown
 from harness.report.read import Lines, read
 from harness.report.sections import Section, sections
 from harness.report.write import write

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from harness.markdown import NO_VALUE
+from harness.figures import NO_VALUE
 from harness.report.settings import MethodRuns
 from harness.report.statistics import Spread
 

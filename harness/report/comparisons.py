@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from harness.markdown import NO_VALUE
+from harness.figures import NO_VALUE
 from harness.methods.sage import is_sage
 from harness.report.cells import Cell, Table, make_table, seeds_text
 from harness.report.settings import MethodRuns, Setting

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from harness.report.comparisons import REFERENCES
 from harness.report.settings import Evaluation, MethodRuns, Setting
 from harness.report.statistics import Difference, Spread
-from harness.results import Line
+from harness.store import Line
 
 EPISODE_REFERENCES = ("none", *REFERENCES)
 """Methods that accuracies of novel classes are compared with: does mixing carry over at all?"""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from harness.markdown import NO_VALUE
+from harness.figures import NO_VALUE
 from harness.report.cells import (
     Cell,
     Table,
@@ -21,7 +21,7 @@ from harness.report.episodes import (
     shots_and_classifiers,
 )
 from harness.report.settings import Setting
-from harness.results import Line
+from harness.store import Line
 
 _MOST_COLUMNS = 8  # of accuracies; more make a table of their own
 

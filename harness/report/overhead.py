@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.markdown import NO_VALUE
+from harness.figures import NO_VALUE
 from harness.report.cells import Cell, Table
 from harness.report.settings import MethodRuns, labels, own_settings, registry_order
-from harness.results import Line
+from harness.store import Line
 
 _SETTING = ("model", "batch_size", "image_size", "channels_last", "device")
 _PARTS = ("saliency", "mixing")

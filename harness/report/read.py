@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.agreement import MEASURES, SALIENCY
-from harness.results import RUN, Kind, Line, read_lines
+from harness.measures.agreement import MEASURES, SALIENCY
+from harness.store import RUN, Kind, Line, read_lines
 
 _NUMBER = (int, float)
 _FILES: Mapping[str, Mapping[str, Kind]] = {

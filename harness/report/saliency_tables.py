@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from harness import agreement, dynamics
+from harness.measures import agreement, dynamics
 from harness.report.cells import Cell, Table
 from harness.report.settings import Setting, labels, own_settings
-from harness.results import Line
+from harness.store import Line
 
 _DYNAMICS = (
     "Means over seeds and {} of the run's training images each, mixed as SAGE would after the "

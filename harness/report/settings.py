@@ -10,7 +10,7 @@ from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.methods.sage import OWN_SETTINGS, is_sage
 from harness.report.read import Lines
-from harness.results import Line, all_finite
+from harness.store import Line, all_finite
 
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
 _FIGURES = {"train_loss": "training loss", "top1": "top-1", "nll": "NLL", "ece": "ECE"}

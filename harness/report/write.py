@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.report.markdown import markdown
+from harness.report.as_markdown import markdown
 from harness.report.page import page
 from harness.report.sections import Section
 

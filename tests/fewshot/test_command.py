@@ -13,7 +13,7 @@ from fewshot.commands.train import FewShot
 from fewshot.measure import EvaluationConfig
 from harness.config import ScheduleConfig
 from harness.methods.base import METHODS, register
-from harness.results import read_results
+from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from fewshot.episodes import EpisodeConfig, draw_episodes
 from fewshot.measure import EvaluationConfig, ValidationEpisodes, evaluate
 from harness.config import ScheduleConfig
 from harness.data import load_splits
-from harness.results import load_checkpoint, read_results
+from harness.store import load_checkpoint, read_results
 from harness.train import Validation, checkpoint_path, train
 
 CPU = torch.device("cpu")

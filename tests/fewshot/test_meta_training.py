@@ -17,7 +17,7 @@ from harness.config import ScheduleConfig
 from harness.data import DataConfig, load_splits, make_loader
 from harness.methods.base import MethodConfig
 from harness.models import create_network
-from harness.results import read_results
+from harness.store import read_results
 from harness.train import Validation, load_model, train
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from harness.agreement import decide, measure_agreement, objective, table, variants
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
+from harness.figures import markdown_table
 from harness.glyphs import Glyphs
-from harness.markdown import markdown_table
+from harness.measures.agreement import decide, measure_agreement, objective, table, variants
 from harness.methods.base import MethodConfig, normalised
-from harness.results import read_results
+from harness.store import read_results
 from harness.train import load_model, train
 from sage_timm import best_translation, random_translations, saliency
 from tests import oracles

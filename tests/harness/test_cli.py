@@ -15,7 +15,7 @@ import fewshot.__main__
 import harness.__main__
 from fewshot.commands.train import data_folder
 from harness.methods import METHODS, none
-from harness.results import read_results
+from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--image-size 8 --batch-size 20 --epochs 2 --train-size 100"

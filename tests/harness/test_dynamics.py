@@ -6,13 +6,13 @@ import torch
 from scipy.stats import entropy, spearmanr
 from torch import nn
 
-import harness.dynamics
+import harness.measures.dynamics
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.dynamics import MEASURES, follow, table
-from harness.markdown import markdown_table
+from harness.figures import markdown_table
+from harness.measures.dynamics import MEASURES, follow, table
 from harness.methods.base import MethodConfig
-from harness.results import read_results
+from harness.store import read_results
 from harness.train import checkpoint_path, load_model, train
 from tests import oracles
 
@@ -53,7 +53,7 @@ def test_following_a_run_leaves_no_trace_in_it(followed, tmp_path):
 
 def test_what_stands_there_is_not_measured_again(followed, monkeypatch):
     out, lines = followed
-    monkeypatch.setattr(harness.dynamics, "train", None)
+    monkeypatch.setattr(harness.measures.dynamics, "train", None)
     assert follow(TINY, (3, 1), out, IMAGES, CPU) == lines
 
 
@@ -98,16 +98,16 @@ def test_measures_agree_with_float64_formulas(followed, monkeypatch):
     """Recomputed image by image from the last network, by other means than the code's."""
     out, lines = followed
     seen = {}
-    monkeypatch.setattr(harness.dynamics, "save_grid", lambda *_: None)
-    real = harness.dynamics._load
+    monkeypatch.setattr(harness.measures.dynamics, "save_grid", lambda *_: None)
+    real = harness.measures.dynamics._load
 
     def keep(*args):
         seen["fixed"] = real(*args)
         return seen["fixed"]
 
-    monkeypatch.setattr(harness.dynamics, "_load", keep)
+    monkeypatch.setattr(harness.measures.dynamics, "_load", keep)
     model = load_model(TINY, out, 100, CPU)
-    fixed = keep(TINY, model, harness.dynamics._draw(TINY, IMAGES), CPU)
+    fixed = keep(TINY, model, harness.measures.dynamics._draw(TINY, IMAGES), CPU)
     expected = {name: [] for name in MEASURES}
     for x, y, lam, objects in zip(*fixed[:4], strict=True):
         maps = maps_of(model, x, y)

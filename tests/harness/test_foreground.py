@@ -10,11 +10,16 @@ from timm.utils import random_seed
 
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.foreground import foreground_kept, measurable_methods, measure_foreground, table
 from harness.glyphs import Glyphs
+from harness.measures.foreground import (
+    foreground_kept,
+    measurable_methods,
+    measure_foreground,
+    table,
+)
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.results import read_results
+from harness.store import read_results
 from harness.train import train
 from sage_timm import best_translation, random_translations, saliency
 from tests import oracles

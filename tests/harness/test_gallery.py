@@ -5,7 +5,7 @@ from PIL import Image
 
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.gallery import draw_gallery
+from harness.measures.gallery import draw_gallery
 from harness.train import checkpoint_path, train
 
 CPU = torch.device("cpu")

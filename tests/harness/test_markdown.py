@@ -1,4 +1,4 @@
-from harness.markdown import escaped, markdown_table
+from harness.figures import escaped, markdown_table
 
 
 def test_a_table_has_a_line_a_row_and_takes_its_cells_as_markdown():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import harness.overhead
+import harness.measures.overhead
+from harness.measures.overhead import OverheadConfig, measure_overhead, table
 from harness.methods import METHODS
-from harness.overhead import OverheadConfig, measure_overhead, table
 
 ROOT = Path(__file__).parents[2]
 SMALL = OverheadConfig(
@@ -114,7 +114,7 @@ class TestRatio:
     def clock(self, monkeypatch):
         """The harness's clock, which only the two methods below move."""
         clock = Ticks()
-        monkeypatch.setattr(harness.overhead, "make_clock", lambda _device: clock)
+        monkeypatch.setattr(harness.measures.overhead, "make_clock", lambda _device: clock)
         return clock
 
     def takes(self, monkeypatch, clock, name, ticks):

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from harness.results import (
+from harness.store import (
     RUN,
     append_result,
     load_checkpoint,

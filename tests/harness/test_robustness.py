@@ -13,12 +13,11 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-import harness.robustness
 from harness.commands.robustness import Robustness
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.results import read_results
-from harness.robustness import (
+from harness.measures import robustness
+from harness.measures.robustness import (
     EPSILONS,
     FIGURES,
     NOISE_STDS,
@@ -29,6 +28,7 @@ from harness.robustness import (
     measure_robustness,
     replace_region,
 )
+from harness.store import read_results
 from harness.train import checkpoint_path, load_model, train
 
 CPU = torch.device("cpu")
@@ -333,9 +333,9 @@ def test_some_predictions_may_tip_and_no_more(trained, monkeypatch, images, allo
     result = read_results(trained / "results.jsonl")[0] | {"validation_size": images}
     for tipped in (allowed, allowed + 1):
         accuracy = result["top1_last"] + 100 * tipped / images
-        monkeypatch.setattr(harness.robustness, "top1", lambda *_, value=accuracy: value)
+        monkeypatch.setattr(robustness, "top1", lambda *_, value=accuracy: value)
         measure = functools.partial(
-            harness.robustness._measure, None, None, range(images), "clean", 0.0, result, CPU
+            robustness._measure, None, None, range(images), "clean", 0.0, result, CPU
         )
         if tipped == allowed:
             assert measure()["top1"] == accuracy

@@ -13,8 +13,8 @@ from filelock import FileLock
 
 import harness.runs
 from harness.config import DataConfig, RunConfig, ScheduleConfig
-from harness.results import read_results
 from harness.runs import in_turn, note_runs
+from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]
 RUNS = [

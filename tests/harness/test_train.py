@@ -21,7 +21,7 @@ from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.results import load_checkpoint, read_results
+from harness.store import load_checkpoint, read_results
 from harness.train import Validation, checkpoint_path, load_model, train
 
 CPU = torch.device("cpu")

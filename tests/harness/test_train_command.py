@@ -13,7 +13,7 @@ from harness.data import DataConfig
 from harness.methods import METHODS, none
 from harness.methods.base import MethodConfig
 from harness.presets import PRESETS
-from harness.results import read_results
+from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [

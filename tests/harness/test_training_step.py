@@ -6,9 +6,9 @@ import torch
 from timm.utils import random_seed
 
 from harness.config import ScheduleConfig
+from harness.measures.training_step import SaliencyClock, TrainingStep, peak_memory
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.training_step import SaliencyClock, TrainingStep, peak_memory
 from sage_timm import sage
 from sage_timm.gradient import input_gradient
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.markdown import escaped, markdown_table
+from harness.figures import escaped, markdown_table
 from harness.report.cells import Cell, Table
 from harness.report.sections import Section
 

@@ -22,7 +22,7 @@ from harness.config import RunConfig
 from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
 from harness.device import autocast, device_name
 from harness.methods.base import evaluation_mode, needs
-from harness.results import RUN, append_result, load_checkpoint, read_results
+from harness.store import RUN, append_result, load_checkpoint, read_results
 from harness.train import checkpoint_path, load_model
 
 ATTACKS = ("fgsm", "pgd")

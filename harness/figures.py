@@ -1,4 +1,4 @@
-"""Tables and text as Markdown."""
+"""Figures as text: numbers, intervals and Markdown tables."""
 
 import html
 import math
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 NO_VALUE = "-"
+CONFIDENCE = 0.95
 
 _SPECIAL = re.compile(r"[\\`*~|\[\]]|(?<!\w)_|_(?!\w)")  # within a word, _ stands for itself
 
@@ -37,3 +38,15 @@ def is_number(value: Any) -> bool:
 def figure(value: Any, digits: int) -> str:
     """Writes a number; a dash stands for one that is missing or not finite."""
     return f"{value:.{digits}f}" if is_number(value) else NO_VALUE
+
+
+def half_width(standard_error: float, count: int) -> float:
+    """Returns half of the width of Student's 95 % interval of a mean.
+
+    Args:
+        standard_error: Of the mean, in any unit.
+        count: The number of independent values that the mean is over, two or more.
+    """
+    from scipy.stats import t as student  # slow to import, and --help must not wait for it
+
+    return float(student.ppf((1 + CONFIDENCE) / 2, count - 1) * standard_error)

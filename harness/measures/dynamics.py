@@ -21,12 +21,12 @@ from torchmetrics.functional import spearman_corrcoef
 
 from harness.config import RunConfig
 from harness.data import Splits, load_splits
+from harness.figures import figure, is_number
 from harness.fixed_images import draw_indices, load_images
-from harness.grid import mix_columns, save_grid
-from harness.markdown import figure, is_number
 from harness.methods.base import evaluation_mode
 from harness.methods.sage import decide, mixing_alone
-from harness.results import Line, append_result, read_results
+from harness.pictures import mix_columns, save_grid
+from harness.store import Line, append_result, read_results
 from harness.train import Progress, no_progress, train
 from sage_timm import blend
 

@@ -35,12 +35,11 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.device import device_name
+from harness.figures import half_width, markdown_table
 from harness.glyphs import CLASSES, Glyphs
-from harness.interval import half_width
-from harness.markdown import markdown_table
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
-from harness.results import append_result, read_results
+from harness.store import append_result, read_results
 from harness.train import load_model
 
 MEASURES = (

@@ -1,4 +1,4 @@
-"""The benchmarks of ``python -m harness overhead``, for pytest; :mod:`harness.overhead` runs them.
+"""The benchmarks of ``python -m harness overhead``, which :mod:`harness.measures.overhead` runs.
 
 - **step**: a whole training step (mix, forward, loss, backward, optimiser). Before each timed round
   one step without mixing is timed by the same clock, on a network of its own, so that whatever else
@@ -7,7 +7,7 @@
 - **saliency**: SAGE's saliency pass, timed within the same kind of call: the gradient at the images
   (with the parameters' gradients if the update ratio is below 1) and the map made of it.
 - **peak memory**: of a step, and its ratio to that of a step without mixing, each measured alone;
-  see :func:`harness.training_step.peak_memory`.
+  see :func:`harness.measures.training_step.peak_memory`.
 
 Every method trains on one batch of glyphs. The milliseconds and the ratio are means over what a
 method draws, of the median of three rounds with the same draw: a median alone would hide that some
@@ -23,8 +23,8 @@ from typing import Any
 
 from timm.utils import random_seed
 
+from harness.measures.training_step import peak_memory, timed
 from harness.methods.base import no_steps
-from harness.training_step import peak_memory, timed
 
 _REPEATS = 3
 _WARMUP_ROUNDS = 3

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,22 @@ def append_result(path: Path, line: dict[str, Any]) -> None:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def cached(path: Path, key: Line, measure: Callable[[], Line]) -> Line:
+    """Returns the line that holds a key; where there is none, measures it and appends it.
+
+    Args:
+        path: The file of results.
+        key: What tells the line from all others: names with their values.
+        measure: Gives the rest of the line.
+    """
+    for line in read_results(path):
+        if key.items() <= line.items():
+            return line
+    line = {**key, **measure()}
+    append_result(path, line)
+    return line
 
 
 def finite(value: Any) -> Any:

@@ -25,12 +25,11 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.data import Splits, load_splits
 from harness.device import device_name
+from harness.figures import figure, half_width, is_number
 from harness.fixed_images import draw_indices, load_images
-from harness.interval import half_width
-from harness.markdown import figure, is_number
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
-from harness.results import Line, append_result, read_results
+from harness.store import Line, append_result, read_results
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend, random_translations, saliency
 from sage_timm.sage import Sage

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from harness.config import RunConfig
 from harness.data import load_splits
 from harness.fixed_images import draw_indices, load_images
-from harness.grid import Column, mix_columns, pictures, save_grid
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig, no_steps
 from harness.methods.sage import decide, mixing_alone
+from harness.pictures import Column, mix_columns, pictures, save_grid
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm import blend
 

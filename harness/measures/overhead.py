@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from harness.config import OverheadConfig, make_directory
 from harness.device import device_name
-from harness.markdown import markdown_table
+from harness.figures import markdown_table
+from harness.measures.training_step import SaliencyClock, TrainingStep, make_clock
 from harness.methods.sage import is_sage
-from harness.training_step import SaliencyClock, TrainingStep, make_clock
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
 _COLUMNS = ("part", "network", "batch", "method", "ms", "ratio to none", "memory ratio")
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
     """Runs the benchmarks in this process, and writes ``overhead.json``, pytest-benchmark's format.
 
-    What is measured, and how, says :mod:`harness.overhead_benchmarks`. A benchmark that fails
+    :mod:`harness.measures.overhead_benchmarks` says what is measured, and how. A failing benchmark
     leaves the others alone.
 
     Args:
