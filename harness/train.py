@@ -231,12 +231,7 @@ class _Run:
             with timed(times, self.device):
                 with self.autocast():
                     loss = self.learner.loss(images, targets)
-                self.optimizer.zero_grad()
-                self.scaler.scale(loss).backward()
-                if self.config.devices > 1:
-                    average_gradients(self.model, self.config.devices)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
+                training_step(loss, self.optimizer, self.scaler, self._average_gradients)
             losses.update(loss.item(), len(images))
         line = {
             "train_loss": losses.avg,
@@ -285,6 +280,18 @@ class _Run:
     def autocast(self) -> torch.autocast:
         """Makes a context in which the run's type is computed in."""
         return autocast(self.config.amp, self.device)
+
+    def _average_gradients(self) -> None:
+        """Averages the gradients over all processes.
+
+        Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
+        """
+        devices = self.config.devices
+        if devices == 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(reduce_tensor(parameter.grad.contiguous(), devices))
 
     def result(self) -> dict[str, Any]:
         config = self.config
@@ -366,14 +373,20 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
-def average_gradients(model: nn.Module, devices: int) -> None:
-    """Averages the gradients over all processes.
-
-    Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
-    """
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.copy_(reduce_tensor(parameter.grad.contiguous(), devices))
+def training_step(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+    before_step: Callable[[], None] | None = None,
+) -> None:
+    """Takes the gradients of a loss, and one step of the optimiser along them."""
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if before_step is not None:
+        before_step()
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:

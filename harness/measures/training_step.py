@@ -24,7 +24,7 @@ from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig, normalised
 from harness.models import create_network
-from harness.train import make_optimizer
+from harness.train import make_optimizer, training_step
 from sage_timm import sage
 
 Clock = Callable[[], float]
@@ -84,10 +84,7 @@ class TrainingStep:
     def __call__(self, images: Tensor, targets: Tensor) -> None:
         """Mixes, and trains the network for one step."""
         mixed, soft_targets = self.mix(images, targets)
-        loss = self.loss_fn(self.model(mixed), soft_targets)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        training_step(self.loss_fn(self.model(mixed), soft_targets), self.optimizer)
 
 
 def make_clock(device: torch.device) -> Clock:
