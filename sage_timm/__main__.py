@@ -2,8 +2,8 @@
 
 import sys
 
-from sage_timm.launcher import launch
-from sage_timm.options import parse
+from sage_timm.timm_script.launcher import launch
+from sage_timm.timm_script.options import parse
 
 if __name__ == "__main__":
     launch(parse(sys.argv[1:]))

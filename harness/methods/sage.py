@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, register
 from sage_timm import SageMixup
-from sage_timm.options import settings
+from sage_timm.timm_script.options import settings
 from sage_timm.sage import Sage, arrange
 
 OWN_SETTINGS = (

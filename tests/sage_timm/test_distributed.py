@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sage_timm import SageMixup, saliency
-from sage_timm.task import SageClassificationTask
+from sage_timm.timm_script.task import SageClassificationTask
 
 RANKS = 2
 CASES = [(1.0, 1), (1.0, 2), (0.6, 1), (0.6, 2)]  # update ratio, parts of a step

@@ -15,8 +15,8 @@ from timm.data.loader import PrefetchLoader
 from timm.data.mixup import Mixup
 
 from sage_timm.mixup import SageMixup
-from sage_timm.options import CommandLine, settings
-from sage_timm.task import (
+from sage_timm.timm_script.options import CommandLine, settings
+from sage_timm.timm_script.task import (
     NotedCollate,
     NotedMixup,
     SageClassificationTask,

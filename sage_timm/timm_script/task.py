@@ -16,7 +16,7 @@ from timm.utils.distributed import world_info_from_env
 from torch import Tensor, nn
 
 from sage_timm.mixup import SageMixup
-from sage_timm.options import flag, settings
+from sage_timm.timm_script.options import flag, settings
 
 _logger = logging.getLogger("sage_timm")
 _STATE = "sage"  # where a checkpoint's task state holds the options
