@@ -1,21 +1,22 @@
 """The command line's options for SAGE, which stand among a train script's own."""
 
 import argparse
-from typing import Any, NamedTuple, get_args
+import ast
+import inspect
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import torch
-
-from sage_timm.sage import Search
+from sage_timm.settings import SageSettings
 
 _PREFIX = "--sage-"
-_DTYPES = ("float16", "bfloat16")
 
 
 class CommandLine(NamedTuple):
     """A command line, taken apart."""
 
     options: dict[str, Any]
-    """SAGE's own options that were given, by the names of :class:`sage_timm.SageMixup`."""
+    """SAGE's own options that were given, by the names of :class:`sage_timm.SageSettings`."""
     script: str
     arguments: list[str]
     """The script's own."""
@@ -38,14 +39,7 @@ def parse(arguments: list[str]) -> CommandLine:
     unknown = [word for word in rest if word.startswith(_PREFIX)]
     if unknown:
         parser.error(f"unknown option {unknown[0]}; see python -m sage_timm --help")
-    options = {name.removeprefix("sage_"): value for name, value in vars(given).items()}
-    return CommandLine(options, rest[0], rest[1:])
-
-
-def settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Makes :class:`sage_timm.SageMixup`'s keyword arguments of the options."""
-    dtype = options.get("saliency_dtype")
-    return {**options, "saliency_dtype": None if dtype is None else getattr(torch, dtype)}
+    return CommandLine(vars(given), rest[0], rest[1:])
 
 
 def flag(name: str) -> str:
@@ -64,43 +58,29 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        flag("lambda_max"),
-        type=float,
-        metavar="SHARE",
-        help="largest weight of an image's own saliency, in (0, 1] (default: 0.5; the paper: 0.5 "
-        "to 0.7)",
-    )
-    parser.add_argument(
-        flag("update_ratio"),
-        type=float,
-        metavar="RHO",
-        help="share of the mixed loss in the step, in (0, 1] (default: 1; the paper: 0.5 to 0.7)",
-    )
-    parser.add_argument(
-        flag("search"), choices=get_args(Search), help="translations to choose from (default: all)"
-    )
-    parser.add_argument(
-        flag("search_fraction"),
-        type=float,
-        metavar="SHARE",
-        help="share of the translations that a random search looks at (default: 0.01)",
-    )
-    parser.add_argument(
-        flag("saliency_size"),
-        type=int,
-        metavar="PIXELS",
-        help="shorter side to which images are shrunk for their saliency (default: as they are)",
-    )
-    parser.add_argument(
-        flag("saliency_dtype"),
-        choices=_DTYPES,
-        help="type in which autocast computes the saliency (default: as the step)",
-    )
-    parser.add_argument(
-        flag("saliency_fraction"),
-        type=float,
-        metavar="SHARE",
-        help="share of each batch that SAGE mixes, the rest gets plain mixup (default: 1)",
-    )
+    texts = _help_texts()
+    for field in fields(SageSettings):
+        text = f"{texts[field.name]} (default: {field.default})".replace("%", "%%")
+        kind = _kind(field.type)
+        parser.add_argument(flag(field.name), dest=field.name, help=text, **kind)
     return parser
+
+
+def _help_texts() -> dict[str, str]:
+    """Reads the docstrings below the fields, which Python does not keep."""
+    texts = {}
+    (settings,) = ast.parse(inspect.getsource(SageSettings)).body
+    for pair in pairwise(ast.iter_child_nodes(settings)):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                texts[name] = inspect.cleandoc(text)
+    return texts
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """What argparse needs to know of a field's type: the first of a union is that of the option."""
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation)}
+    for first in get_args(annotation)[:1]:
+        return _kind(first)
+    return {"type": annotation, "metavar": annotation.__name__.upper()}

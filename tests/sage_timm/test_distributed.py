@@ -153,6 +153,6 @@ def test_a_wrapped_distributed_model_is_unwrapped_or_refused(tmp_path, hide):
             with pytest.raises(ValueError, match="wraps a DistributedDataParallel"):
                 SageMixup(num_classes=5, model=model)
         else:
-            assert type(SageMixup(num_classes=5, model=model)._sage.model) is nn.Sequential
+            assert type(SageMixup(num_classes=5, model=model).sage.model) is nn.Sequential
     finally:
         dist.destroy_process_group()
