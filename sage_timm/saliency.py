@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.gradient import Loss, input_gradient
+from sage_timm.gradient import Loss, LossGradient, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
@@ -68,21 +68,22 @@ def saliency_pass(
     parameters: bool = False,
 ) -> SaliencyPass:
     """Does what :func:`saliency` does, and gives the clean gradient if ``parameters`` is set."""
-    autocast = nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
+
+    def gradient_of(images: Tensor) -> LossGradient:
+        with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
+            return input_gradient(model, images, targets, loss_fn, parameters=parameters)
+
     if size is None or size >= min(images.shape[2:]):
-        with autocast:
-            gradient = input_gradient(model, images, targets, loss_fn, parameters=parameters)
+        gradient = gradient_of(images)
         return SaliencyPass(saliency_from_gradient(gradient.images), gradient.parameters)
     small = resize(images, [size], antialias=True)
     try:
-        with autocast:
-            gradient = input_gradient(model, small, targets, loss_fn, parameters=parameters)
+        gradient = gradient_of(small)
     except (AssertionError, RuntimeError, ValueError) as error:
         if out_of_memory(error):
             raise
         try:  # whether it is about the size
-            with autocast:
-                input_gradient(model, images, targets, loss_fn)
+            gradient_of(images)
         except Exception:
             raise error from None
         raise ValueError(
