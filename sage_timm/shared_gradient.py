@@ -7,6 +7,8 @@ here for the forward pass that gets the mixed images, and joins that pass's back
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -32,12 +34,12 @@ _sharing: WeakIdKeyDictionary = WeakIdKeyDictionary()  # model -> the share that
 class SharedGradient:
     """The clean gradient of one batch, from its saliency pass to its training step.
 
-    It is in one of four states, see ``docs/method.md``: ``"idle"``; ``"waiting"`` at the model for
-    the mixed images; ``"bound"``, once a forward pass that records gradients has got some of them;
-    ``"used"``, once the backward pass has come. An optimiser's step ends it if all images have been
-    used by then, otherwise the next batch does. Until then each forward pass of these images is
-    bound: in pieces, twice before one backward pass, or once more for another look at the loss, as
-    in SAM and LBFGS.
+    It is idle until :meth:`offer` is called, and then in one of three states, see
+    ``docs/method.md``: ``"waiting"`` at the model for the mixed images; ``"bound"``, once a forward
+    pass that records gradients has got some of them; ``"used"``, once the backward pass has come.
+    An optimiser's step ends it if all images have been used by then, otherwise the next batch does.
+    Until then each forward pass of these images is bound: in pieces, twice before one backward
+    pass, or once more for another look at the loss, as in SAM and LBFGS.
 
     A forward pass is bound by an operation behind the logits. In the backward pass, that multiplies
     the gradient by rho, and sends ``1 - rho`` times the clean gradient to each parameter: so
@@ -55,11 +57,10 @@ class SharedGradient:
 
     def __init__(self, update_ratio: float) -> None:
         self.update_ratio = update_ratio
-        self.state: Literal["idle", "waiting", "bound", "used"] = "idle"
-        self._dropped = 0  # in a row
-        self._checked = 0
-        self._finite: Tensor | None = None
+        self._batch: _Batch | None = None
         self._handles: list[RemovableHandle] = []
+        self._dropped = 0  # batches in a row
+        self._checked = 0
 
     def offer(
         self, model: nn.Module, clean: Clean, images: Tensor, targets: Tensor, loss_fn: Loss
@@ -77,32 +78,33 @@ class SharedGradient:
         before = _sharing.get(model)
         if before is not None:
             before.drop()
-        self.clean, self.images, self.targets, self.loss_fn = clean, images, targets, loss_fn
-        self._seen = self._spent = 0
-        self._why = (
+        why = (
             f"no forward pass of the attached {type(model).__name__} got the mixed images: attach "
             "the module that the loop calls, and call it with the images as they were mixed"
         )
+        self._batch = _Batch(clean, images, targets, loss_fn, why)
         self._handles = [
             module.register_forward_hook(_Hook(self, module), with_kwargs=True)
             for module in _layers(model)
         ]
-        self.state = "waiting"
         _sharing[model] = self
 
     def drop(self) -> None:
         """Ends the share; warns if the second one in a row ends without use."""
-        if self.state == "idle":
+        batch, self._batch = self._batch, None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if batch is None:
             return
-        self._dropped = 0 if self.state == "used" else self._dropped + 1
+        self._dropped = 0 if batch.state == "used" else self._dropped + 1
         if self._dropped == 2:
             warnings.warn(
                 f"update_ratio={self.update_ratio} had no effect on the last two batches: "
-                f"{self._why}",
+                f"{batch.why}",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self._end()
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], logits: Any) -> Tensor | None:
         """Binds a forward pass, if it got mixed images, and records gradients.
@@ -110,78 +112,76 @@ class SharedGradient:
         Returns:
             The logits to go on with; None to leave them.
         """
+        batch = self._batch
         if (
-            not isinstance(logits, Tensor)
+            batch is None
+            or not isinstance(logits, Tensor)
             or not logits.requires_grad
             or not torch.is_grad_enabled()
             or hasattr(logits.grad_fn, "piece")  # by the hook of what was compiled
         ):
             return None
-        rows = next(filter(None, map(self._rows, (*args, *kwargs.values()))), None)
+        rows = next(filter(None, map(batch.rows_of, (*args, *kwargs.values()))), None)
         if rows is None or len(rows) != len(logits):
             return None
-        self.state = "bound" if self.state == "waiting" else self.state
-        self._seen += len(rows)
-        self._why = "no backward pass came through the logits of the mixed images"
-        bound: Tensor = _Bound.apply(
-            logits, _Piece(self, list(rows), logits), *(parameter for parameter, _ in self.clean)
-        )
+        piece = _Piece(self, batch, list(rows), logits)
+        batch.note_forward(len(rows))
+        bound: Tensor = _Bound.apply(logits, piece, *(parameter for parameter, _ in batch.clean))
         return bound
 
-    def use(self, clean: Clean, images: int, gradient: Tensor, expected: Tensor) -> list[Tensor]:
-        """Makes both gradients of a bound pass: the one for the logits, and the parameters'."""
-        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        ours, theirs = expected.to(wide), gradient.to(wide)
-        highs = [g.abs().amax().clamp_min(torch.finfo(wide).tiny) for g in (ours, theirs)]
-        a, b = ours / highs[0], theirs / highs[1]
-        along, square = (a * b).sum(), (a * a).sum()
-        nothing = square == 0  # a loss that is zero says nothing of its factor
-        agrees = nothing | (along > _COSINE * (square * (b * b).sum()).sqrt())
-        if self._finite is None:
-            self._finite = torch.stack([value.isfinite().all() for _, value in clean]).all()
-        usable = agrees & self._finite
-        factor = torch.where(nothing, 1.0, highs[1] / highs[0] * along / square)
-        factor = factor * ((1 - self.update_ratio) * len(gradient) / images)
-        self._check(agrees | ~theirs.isfinite().all(), len(gradient))
-        return [
-            torch.where(usable, gradient * self.update_ratio, gradient),
-            *(torch.where(usable, value * factor.to(value), 0) for _, value in clean),
-        ]
-
-    def _check(self, agrees: Tensor, count: int) -> None:
-        if self.state == "idle":  # another batch has come in between
+    def note_backward(self, batch: "_Batch", agrees: Tensor, count: int) -> None:
+        """Notes that a piece's backward pass has come, if its gradient is the attached loss's."""
+        if batch is not self._batch:  # another one has come in between
             return
-        if agrees.device.type == "cpu" or (
-            agrees.device.type != "meta" and self._checked < _CHECKED
-        ):
+        kind = agrees.device.type
+        if kind == "cpu" or (kind != "meta" and self._checked < _CHECKED):
             self._checked += 1
             if not agrees:
-                self._why = (
+                batch.why = (
                     "the gradient at the logits is not that of the attached loss: attach the "
                     "loss_fn that the loop uses"
                 )
                 return
-        self._spent += count
-        if self.state != "used":
-            self.state = "used"
+        batch.spent += count
+        if batch.state != "used":
+            batch.state = "used"
             self._handles.append(register_optimizer_step_post_hook(self._after_step))
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        first = self.clean[0][0]
-        if self._spent >= len(self.images) and any(
-            p is first for group in optimizer.param_groups for p in group["params"]
-        ):
-            self.drop()
+        batch = self._batch
+        if batch is not None and batch.spent >= len(batch.images):
+            first = batch.clean[0][0]
+            if any(p is first for group in optimizer.param_groups for p in group["params"]):
+                self.drop()
 
-    def _end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self.state = "idle"
-        self._finite = None
-        del self.clean, self.images, self.targets, self.loss_fn
 
-    def _rows(self, images: Any) -> range | list[int] | None:
+@dataclass(eq=False)
+class _Batch:
+    """A mixed batch, whose clean gradient is to be shared."""
+
+    clean: Clean
+    images: Tensor
+    targets: Tensor
+    loss_fn: Loss
+    why: str
+    """Nothing has been shared yet."""
+    state: Literal["waiting", "bound", "used"] = "waiting"
+    seen: int = 0
+    """Images that forward passes got."""
+    spent: int = 0
+    """Images whose backward pass came."""
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Tells whether the clean gradient is, on its device."""
+        return torch.stack([value.isfinite().all() for _, value in self.clean]).all()
+
+    def note_forward(self, count: int) -> None:
+        self.state = "bound" if self.state == "waiting" else self.state
+        self.seen += count
+        self.why = "no backward pass came through the logits of the mixed images"
+
+    def rows_of(self, images: Any) -> range | list[int] | None:
         """Finds which of the mixed images a tensor holds: by their memory, or by their pixels."""
         mixed = self.images
         if not isinstance(images, Tensor) or images.shape[1:] != mixed.shape[1:]:
@@ -191,7 +191,7 @@ class SharedGradient:
         if not len(images):
             return None
         rows = _rows_in_memory(mixed, images)
-        return _rows_by_pixels(mixed, images.detach(), self._seen) if rows is None else rows
+        return _rows_by_pixels(mixed, images.detach(), self.seen) if rows is None else rows
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
@@ -220,27 +220,45 @@ class _Hook:
 
 
 class _Piece:
-    """A forward pass that got some of the mixed images."""
+    """A forward pass that got some of the mixed images, and the attached loss's gradient there."""
 
-    def __init__(self, share: SharedGradient, rows: list[int], logits: Tensor) -> None:
-        self.share, self.clean, self.images = share, share.clean, len(share.images)
-        targets, count = share.targets, len(rows)
-        if rows != list(range(self.images)):
+    def __init__(
+        self, share: SharedGradient, batch: _Batch, rows: list[int], logits: Tensor
+    ) -> None:
+        self.share, self.batch = share, batch
+        targets, count, total = batch.targets, len(rows), len(batch.images)
+        if rows != list(range(total)):
             targets = targets[torch.tensor(rows).to(targets.device, non_blocking=True)]
         # Activation checkpointing counts the tensors that are saved in the forward pass.
         saved_as_they_are = saved_tensors_hooks(_itself, _itself)
-        with as_before(share.loss_fn), for_saliency(), saved_as_they_are, torch.enable_grad():
+        with as_before(batch.loss_fn), for_saliency(), saved_as_they_are, torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             whole = leaf
-            if count < self.images:
+            if count < total:
                 # As large as the whole batch, whatever the loss divides by.
-                again = torch.arange(count, self.images, device=leaf.device) % count
+                again = torch.arange(count, total, device=leaf.device) % count
                 whole = torch.cat((leaf, leaf.detach()[again]))
                 targets = torch.cat((targets, targets[again.to(targets.device)]))
-            (self.expected,) = torch.autograd.grad(share.loss_fn(whole, targets), leaf)
+            (self.expected,) = torch.autograd.grad(batch.loss_fn(whole, targets), leaf)
 
     def backward(self, gradient: Tensor) -> list[Tensor]:
-        return self.share.use(self.clean, self.images, gradient, self.expected)
+        """Makes of the loop's gradient at the logits the mixed one there, and the clean ones."""
+        batch, rho = self.batch, self.share.update_ratio
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        ours, theirs = self.expected.to(wide), gradient.to(wide)
+        highs = [g.abs().amax().clamp_min(torch.finfo(wide).tiny) for g in (ours, theirs)]
+        a, b = ours / highs[0], theirs / highs[1]
+        along, square = (a * b).sum(), (a * a).sum()
+        nothing = square == 0  # a loss that is zero says nothing of its factor
+        agrees = nothing | (along > _COSINE * (square * (b * b).sum()).sqrt())
+        usable = agrees & batch.finite
+        factor = torch.where(nothing, 1.0, highs[1] / highs[0] * along / square)
+        factor = factor * ((1 - rho) * len(gradient) / len(batch.images))
+        self.share.note_backward(batch, agrees | ~theirs.isfinite().all(), len(gradient))
+        return [
+            torch.where(usable, gradient * rho, gradient),
+            *(torch.where(usable, value * factor.to(value), 0) for _, value in batch.clean),
+        ]
 
 
 def _itself(tensor: Tensor) -> Tensor:
