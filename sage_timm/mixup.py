@@ -31,15 +31,8 @@ class SageMixup(Mixup):
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0. On 500
             images of CIFAR-10 with ``lambda_max=1``, 0.2 was less accurate and worse calibrated
             than 1.
-        cutmix_alpha: As in timm.
-        cutmix_minmax: As in timm.
-        prob: As in timm.
-        switch_prob: As in timm.
-        mode: As in timm: ``"batch"``, ``"pair"`` or ``"elem"`` share one weight.
-        correct_lam: As in timm.
-        label_smoothing: As in timm.
-        num_classes: As in timm.
-        multi_label: As in timm.
+        cutmix_alpha: As in timm, as are the others up to ``multi_label``.
+        mode: ``"batch"``, ``"pair"`` or ``"elem"``: what shares one weight.
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
@@ -71,18 +64,8 @@ class SageMixup(Mixup):
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            mixup_alpha=mixup_alpha,
-            cutmix_alpha=cutmix_alpha,
-            cutmix_minmax=cutmix_minmax,
-            prob=prob,
-            switch_prob=switch_prob,
-            mode=mode,
-            correct_lam=correct_lam,
-            label_smoothing=label_smoothing,
-            num_classes=num_classes,
-            multi_label=multi_label,
-        )
+        timms = (mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode, correct_lam)
+        super().__init__(*timms, label_smoothing, num_classes, multi_label)
         if mode not in ("batch", "pair", "elem"):
             raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mode!r}")
         self.sage = Sage(SageSettings(**settings), generator)
@@ -161,8 +144,7 @@ class SageMixup(Mixup):
     def _mix_by_timm(self, x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
         """Lets timm draw, and apply CutMix to ``x`` in place.
 
-        Returns:
-            timm's weight; of each image, whether SAGE mixes it, and its weight as drawn, ``[B]``.
+        Returns timm's weight, and of each image whether SAGE mixes it, and by what weight, ``[B]``.
         """
         half, odd = divmod(len(x), 2)
         lam: Tensor | float

@@ -2,24 +2,16 @@
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.gradient import Loss, LossGradient, input_gradient
+from sage_timm.gradient import Clean, Loss, LossGradient, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
-
-
-class SaliencyPass(NamedTuple):
-    """What one pass through the model gives: the maps and, where asked for, the clean gradient."""
-
-    maps: Tensor
-    parameters: list[tuple[nn.Parameter, Tensor]]
 
 
 def saliency(
@@ -54,7 +46,7 @@ def saliency(
 
     Source: Ma et al., SAGE, BMVC 2022, Eq. 1.
     """
-    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype).maps
+    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype)[0]
 
 
 def saliency_pass(
@@ -66,8 +58,8 @@ def saliency_pass(
     size: int | None = None,
     dtype: torch.dtype | None = None,
     parameters: bool = False,
-) -> SaliencyPass:
-    """Does what :func:`saliency` does, and gives the clean gradient if ``parameters`` is set."""
+) -> tuple[Tensor, Clean]:
+    """Does what :func:`saliency` does, and gives the clean gradient, too, if ``parameters``."""
 
     def gradient_of(images: Tensor) -> LossGradient:
         with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
@@ -75,7 +67,7 @@ def saliency_pass(
 
     if size is None or size >= min(images.shape[2:]):
         gradient = gradient_of(images)
-        return SaliencyPass(saliency_from_gradient(gradient.images), gradient.parameters)
+        return saliency_from_gradient(gradient.images), gradient.parameters
     small = resize(images, [size], antialias=True)
     try:
         gradient = gradient_of(small)
@@ -97,7 +89,7 @@ def saliency_pass(
     # A uniform map stays exactly uniform, by which pairs without saliency are known.
     uniform = maps.amax(dim=(2, 3), keepdim=True) == maps.amin(dim=(2, 3), keepdim=True)
     enlarged = torch.where(uniform, 1 / (height * width), enlarged)
-    return SaliencyPass(enlarged, gradient.parameters)
+    return enlarged, gradient.parameters
 
 
 def out_of_memory(error: Exception) -> bool:

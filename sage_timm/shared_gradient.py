@@ -19,10 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sage_timm.gradient import Loss, for_saliency, in_saliency_pass
+from sage_timm.gradient import Clean, Loss, for_saliency, in_saliency_pass
 from sage_timm.model_state import as_before
-
-Clean = list[tuple[nn.Parameter, Tensor]]
 
 _COSINE = 0.9  # two gradients with a smaller one are not of one loss
 _PROBES = 64  # pixels by which images are looked for
@@ -34,20 +32,19 @@ _sharing: WeakIdKeyDictionary = WeakIdKeyDictionary()  # model -> the share that
 class SharedGradient:
     """The clean gradient of one batch, from its saliency pass to its training step.
 
-    It is idle until :meth:`offer` is called, and then in one of three states, see
-    ``docs/method.md``: ``"waiting"`` at the model for the mixed images; ``"bound"``, once a forward
-    pass that records gradients has got some of them; ``"used"``, once the backward pass has come.
-    An optimiser's step ends it if all images have been used by then, otherwise the next batch does.
-    Until then each forward pass of these images is bound: in pieces, twice before one backward
-    pass, or once more for another look at the loss, as in SAM and LBFGS.
+    It is idle until :meth:`offer` is called, and waits at the model from then on, see
+    ``docs/method.md`` for all states. A forward pass that gets mixed images and records gradients is bound: an
+    operation is put behind its logits. Images may come in pieces, twice before one backward pass,
+    or once more for another look at the loss, as in SAM and LBFGS. The share ends with an
+    optimiser's step, if all images were used by then, or with the next batch.
 
-    A forward pass is bound by an operation behind the logits. In the backward pass, that multiplies
-    the gradient by rho, and sends ``1 - rho`` times the clean gradient to each parameter: so
-    ``torch.autograd.grad`` gives the sum as well, ``DistributedDataParallel`` averages it once, it
-    does not matter where the loop calls ``zero_grad()``, and the loss that is logged is not scaled.
-    A factor that the loop puts on its loss (a ``GradScaler``'s, or one over the number of pieces)
-    is found by comparing the gradient that arrives with the attached loss's. Where that points
-    elsewhere, or the clean gradient is not finite, nothing is shared: the step is the mixed loss's.
+    In the backward pass, the operation multiplies the gradient by rho, and sends ``1 - rho`` times
+    the clean gradient to each parameter: so ``torch.autograd.grad`` gives the sum as well,
+    ``DistributedDataParallel`` averages it once, it does not matter where the loop calls
+    ``zero_grad()``, and the loss that is logged is not scaled. A factor that the loop puts on its
+    loss (a ``GradScaler``'s, or one over the number of pieces) is found by comparing the gradient
+    that arrives with the attached loss's. Where that points elsewhere, or the clean gradient is not
+    finite, nothing is shared: the step is the mixed loss's.
 
     Args:
         update_ratio: rho, the share of the mixed loss, in (0, 1).
@@ -65,12 +62,12 @@ class SharedGradient:
     def offer(
         self, model: nn.Module, clean: Clean, images: Tensor, targets: Tensor, loss_fn: Loss
     ) -> None:
-        """Waits at a model for the mixed images; what waits there from before is dropped.
+        """Waits at a model for the mixed images ``[B, C, H, W]``, and drops what waits there.
 
         Args:
             model: The module whose forward pass gets the images.
             clean: Parameters and their clean gradients, as :func:`input_gradient` gives them.
-            images: The mixed images ``[B, C, H, W]``.
+            images: The mixed ones.
             targets: Their targets ``[B, num_classes]``.
             loss_fn: The loss that the training loop uses.
         """
@@ -107,30 +104,29 @@ class SharedGradient:
             )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], logits: Any) -> Tensor | None:
-        """Binds a forward pass, if it got mixed images, and records gradients.
-
-        Returns:
-            The logits to go on with; None to leave them.
-        """
+        """Returns the logits bound, of a pass that got mixed images and records gradients."""
         batch = self._batch
         if (
             batch is None
             or not isinstance(logits, Tensor)
             or not logits.requires_grad
             or not torch.is_grad_enabled()
-            or hasattr(logits.grad_fn, "piece")  # by the hook of what was compiled
+            or hasattr(logits.grad_fn, "expected")  # by the hook of what was compiled
         ):
             return None
         rows = next(filter(None, map(batch.rows_of, (*args, *kwargs.values()))), None)
         if rows is None or len(rows) != len(logits):
             return None
-        piece = _Piece(self, batch, list(rows), logits)
-        batch.note_forward(len(rows))
-        bound: Tensor = _Bound.apply(logits, piece, *(parameter for parameter, _ in batch.clean))
+        expected = _gradient_at(logits, batch, list(rows))
+        batch.state = "bound" if batch.state == "waiting" else batch.state
+        batch.seen += len(rows)
+        batch.why = "no backward pass came through the logits of the mixed images"
+        parameters = (parameter for parameter, _ in batch.clean)
+        bound: Tensor = _Bound.apply(logits, self, batch, expected, *parameters)
         return bound
 
     def note_backward(self, batch: "_Batch", agrees: Tensor, count: int) -> None:
-        """Notes that a piece's backward pass has come, if its gradient is the attached loss's."""
+        """Notes a backward pass of some images, if its gradient agrees with the attached loss's."""
         if batch is not self._batch:  # another one has come in between
             return
         kind = agrees.device.type
@@ -164,7 +160,7 @@ class _Batch:
     targets: Tensor
     loss_fn: Loss
     why: str
-    """Nothing has been shared yet."""
+    """The reason why nothing has been shared yet."""
     state: Literal["waiting", "bound", "used"] = "waiting"
     seen: int = 0
     """Images that forward passes got."""
@@ -175,11 +171,6 @@ class _Batch:
     def finite(self) -> Tensor:
         """Tells whether the clean gradient is, on its device."""
         return torch.stack([value.isfinite().all() for _, value in self.clean]).all()
-
-    def note_forward(self, count: int) -> None:
-        self.state = "bound" if self.state == "waiting" else self.state
-        self.seen += count
-        self.why = "no backward pass came through the logits of the mixed images"
 
     def rows_of(self, images: Any) -> range | list[int] | None:
         """Finds which of the mixed images a tensor holds: by their memory, or by their pixels."""
@@ -219,46 +210,22 @@ class _Hook:
         return getattr, (nullcontext(), "__exit__")  # takes anything, does nothing
 
 
-class _Piece:
-    """A forward pass that got some of the mixed images, and the attached loss's gradient there."""
-
-    def __init__(
-        self, share: SharedGradient, batch: _Batch, rows: list[int], logits: Tensor
-    ) -> None:
-        self.share, self.batch = share, batch
-        targets, count, total = batch.targets, len(rows), len(batch.images)
-        if rows != list(range(total)):
-            targets = targets[torch.tensor(rows).to(targets.device, non_blocking=True)]
-        # Activation checkpointing counts the tensors that are saved in the forward pass.
-        saved_as_they_are = saved_tensors_hooks(_itself, _itself)
-        with as_before(batch.loss_fn), for_saliency(), saved_as_they_are, torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            whole = leaf
-            if count < total:
-                # As large as the whole batch, whatever the loss divides by.
-                again = torch.arange(count, total, device=leaf.device) % count
-                whole = torch.cat((leaf, leaf.detach()[again]))
-                targets = torch.cat((targets, targets[again.to(targets.device)]))
-            (self.expected,) = torch.autograd.grad(batch.loss_fn(whole, targets), leaf)
-
-    def backward(self, gradient: Tensor) -> list[Tensor]:
-        """Makes of the loop's gradient at the logits the mixed one there, and the clean ones."""
-        batch, rho = self.batch, self.share.update_ratio
-        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        ours, theirs = self.expected.to(wide), gradient.to(wide)
-        highs = [g.abs().amax().clamp_min(torch.finfo(wide).tiny) for g in (ours, theirs)]
-        a, b = ours / highs[0], theirs / highs[1]
-        along, square = (a * b).sum(), (a * a).sum()
-        nothing = square == 0  # a loss that is zero says nothing of its factor
-        agrees = nothing | (along > _COSINE * (square * (b * b).sum()).sqrt())
-        usable = agrees & batch.finite
-        factor = torch.where(nothing, 1.0, highs[1] / highs[0] * along / square)
-        factor = factor * ((1 - rho) * len(gradient) / len(batch.images))
-        self.share.note_backward(batch, agrees | ~theirs.isfinite().all(), len(gradient))
-        return [
-            torch.where(usable, gradient * rho, gradient),
-            *(torch.where(usable, value * factor.to(value), 0) for _, value in batch.clean),
-        ]
+def _gradient_at(logits: Tensor, batch: _Batch, rows: list[int]) -> Tensor:
+    """Computes the attached loss's gradient at the logits of some of the mixed images."""
+    targets, count, total = batch.targets, len(rows), len(batch.images)
+    if rows != list(range(total)):
+        targets = targets[torch.tensor(rows).to(targets.device, non_blocking=True)]
+    # Activation checkpointing counts the tensors that are saved in the forward pass.
+    saved_as_they_are = saved_tensors_hooks(_itself, _itself)
+    with as_before(batch.loss_fn), for_saliency(), saved_as_they_are, torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        whole = leaf
+        if count < total:
+            # As large as the whole batch, whatever the loss divides by.
+            again = torch.arange(count, total, device=leaf.device) % count
+            whole = torch.cat((leaf, leaf.detach()[again]))
+            targets = torch.cat((targets, targets[again.to(targets.device)]))
+        return torch.autograd.grad(batch.loss_fn(whole, targets), leaf)[0]
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -269,17 +236,32 @@ class _Bound(torch.autograd.Function):
     """The identity, whose backward pass shares."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, piece: _Piece, *_parameters: nn.Parameter) -> Tensor:
-        ctx.piece = piece
+    def forward(
+        ctx: Any, logits: Tensor, share: SharedGradient, batch: _Batch, expected: Tensor, *_: Any
+    ) -> Tensor:
+        ctx.share, ctx.batch, ctx.expected = share, batch, expected
         return logits.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        of_logits, *of_parameters = ctx.piece.backward(gradient)
-        return of_logits, None, *of_parameters
+        batch, rho = ctx.batch, ctx.share.update_ratio
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        ours, theirs = ctx.expected.to(wide), gradient.to(wide)
+        highs = [g.abs().amax().clamp_min(torch.finfo(wide).tiny) for g in (ours, theirs)]
+        a, b = ours / highs[0], theirs / highs[1]
+        along, square = (a * b).sum(), (a * a).sum()
+        nothing = square == 0  # a loss that is zero says nothing of its factor
+        agrees = nothing | (along > _COSINE * (square * (b * b).sum()).sqrt())
+        usable = agrees & batch.finite
+        factor = torch.where(nothing, 1.0, highs[1] / highs[0] * along / square)
+        factor = factor * ((1 - rho) * len(gradient) / len(batch.images))
+        ctx.share.note_backward(batch, agrees | ~theirs.isfinite().all(), len(gradient))
+        clean = (torch.where(usable, value * factor.to(value), 0) for _, value in batch.clean)
+        return torch.where(usable, gradient * rho, gradient), None, None, None, *clean
 
 
 def _rows_in_memory(mixed: Tensor, images: Tensor) -> range | None:
+    """Finds views of the mixed images: the whole, or every n-th image from some one on."""
     alike = (mixed.device, mixed.dtype, mixed.stride()[1:])
     if (images.device, images.dtype, images.stride()[1:]) != alike:
         return None
