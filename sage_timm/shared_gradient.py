@@ -33,10 +33,10 @@ class SharedGradient:
     """The clean gradient of one batch, from its saliency pass to its training step.
 
     It is idle until :meth:`offer` is called, and waits at the model from then on, see
-    ``docs/method.md`` for all states. A forward pass that gets mixed images and records gradients is bound: an
-    operation is put behind its logits. Images may come in pieces, twice before one backward pass,
-    or once more for another look at the loss, as in SAM and LBFGS. The share ends with an
-    optimiser's step, if all images were used by then, or with the next batch.
+    ``docs/method.md`` for all states. A forward pass that gets mixed images and records gradients
+    is bound: an operation is put behind its logits. Images may come in pieces, twice before one
+    backward pass, or once more for another look at the loss, as in SAM and LBFGS. The share ends
+    with an optimiser's step, if all images were used by then, or with the next batch.
 
     In the backward pass, the operation multiplies the gradient by rho, and sends ``1 - rho`` times
     the clean gradient to each parameter: so ``torch.autograd.grad`` gives the sum as well,
