@@ -170,7 +170,8 @@ class _State:
         trained = False
         if isinstance(tensor, nn.Parameter):
             trained = tensor.requires_grad
-            self._note(_restore_parameter, tensor, tensor.grad, trained)
+            self._note(_restore_attribute, tensor, "grad", tensor.grad)
+            self._note(_restore_attribute, tensor, "requires_grad", trained)
             if self._sharded:
                 return
         memory = tensor.data
@@ -247,7 +248,7 @@ class _State:
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__"):
                     slot = getattr(value, name, _MISSING)
-                    self._note(_restore_slot, value, name, slot)
+                    self._note(_restore_attribute, value, name, slot)
                     self._visit(slot, depth)
 
     def _visit_function(self, function: Any, depth: int) -> None:
@@ -312,20 +313,13 @@ def _restore(container: Any, before: Any) -> None:
         (container.update if isinstance(container, (dict, set)) else container.extend)(before)
 
 
-def _restore_slot(value: Any, name: str, slot: Any) -> None:
-    if getattr(value, name, _MISSING) is slot:
+def _restore_attribute(owner: Any, name: str, before: Any) -> None:
+    if getattr(owner, name, _MISSING) is before:
         return
-    if slot is _MISSING:
-        object.__delattr__(value, name)
+    if before is _MISSING:
+        object.__delattr__(owner, name)
     else:
-        object.__setattr__(value, name, slot)
-
-
-def _restore_parameter(parameter: nn.Parameter, grad: Tensor | None, trained: bool) -> None:
-    if parameter.grad is not grad:
-        parameter.grad = grad
-    if parameter.requires_grad is not trained:
-        parameter.requires_grad_(trained)
+        object.__setattr__(owner, name, before)
 
 
 def _restore_memory(tensor: Tensor, memory: Tensor, place: tuple[Any, ...]) -> None:

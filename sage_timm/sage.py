@@ -25,17 +25,17 @@ class Mix(NamedTuple):
     images: Tensor
     """``[B, C, H, W]``, in the clean images' type and memory format."""
     label_weight: Tensor
-    """Of each image beside its partner, ``[B]`` in [0, 1]: the mask's mean."""
+    """``[B]`` in [0, 1]: each image's, beside its partner's; the mask's mean."""
     mask: Tensor
-    """Of each image beside its moved partner, ``[B, 1, H, W]`` in [0, 1]."""
+    """``[B, 1, H, W]`` in [0, 1]: each image's share of a pixel, beside its moved partner's."""
     translation: Tensor
-    """Of each partner, ``[B, 2]`` int64: rows down, columns to the right, in pixels."""
+    """``[B, 2]`` int64, each partner's: rows down, columns to the right, in pixels."""
     maps: Tensor
-    """The clean images' saliency, ``[B, 1, H, W]``, before any weight."""
+    """``[B, 1, H, W]``: the clean images' saliency, not weighted."""
 
 
 class Sage:
-    """What timm's and torchvision's transforms have in common, once pairs and weights are drawn.
+    """Mixes batches whose pairs and weights are drawn, for timm's and torchvision's transforms.
 
     Args:
         settings: SAGE's settings.

@@ -137,7 +137,7 @@ def _gaussian_smooth(maps: Tensor) -> Tensor:
 
 
 def _smoothing_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
-    """The Gaussian kernel at each pixel of a line, reflected at its ends: ``[size, size]``."""
+    """Puts the Gaussian kernel at each pixel of a line, reflected at its ends: ``[size, size]``."""
     # Reflection needs the padding to be smaller than the image.
     radius = min(math.ceil(_RADIUS_IN_SIGMAS * sigma), size - 1)
     offsets = torch.arange(-radius, radius + 1, device=like.device)

@@ -147,7 +147,7 @@ def _best_of_all(saliency0: Tensor, saliency1: Tensor) -> Tensor:
 
 
 def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
-    """The objective less ``sum(a)``, for all translations: ``[B, 2H, 2W]``, at t modulo (2H, 2W).
+    """Estimates the objective less ``sum(a)`` for all t: ``[B, 2H, 2W]``, at t modulo (2H, 2W).
 
     The error is at most the reciprocal's times half the maps' total, plus what comes of pixels
     whose ``a + b`` is below a hundredth of the largest.
@@ -170,7 +170,7 @@ def _approximate_gains(saliency0: Tensor, saliency1: Tensor) -> Tensor:
 
 
 def _local_maxima(gains: Tensor) -> Tensor:
-    """The translations of the largest local maxima, ``[B, N, 2]``."""
+    """Finds the translations of the largest local maxima: ``[B, N, 2]``."""
     height, width = (size // 2 for size in gains.shape[1:])
     gains = gains.clone()
     gains[:, height] = gains[:, :, width] = -math.inf  # these push image 1 out
@@ -192,7 +192,7 @@ def _best(
     offsets: list[tuple[int, int]],
     keep: int,
 ) -> Tensor:
-    """The best of translations ``[B, N, 2]``, each with some offsets: ``[B, keep, 2]``."""
+    """Finds the best of translations ``[B, N, 2]`` plus each of the offsets: ``[B, keep, 2]``."""
     steps = torch.tensor(offsets).to(translations.device, non_blocking=True)
     candidates = (translations[:, :, None] + steps).flatten(1, 2)
     within = [candidates[..., dim].abs() < size for dim, size in enumerate(saliency0.shape[2:])]
@@ -205,7 +205,7 @@ def _best(
 def _gains(
     saliency0: Tensor, saliency1: Tensor, translations: Tensor, offsets: list[tuple[int, int]]
 ) -> Tensor:
-    """The exact objective less ``sum(a)`` at ``[B, N, 2]`` plus each of K offsets: ``[B, N, K]``.
+    """Computes the objective less ``sum(a)`` at ``[B, N, 2]`` plus K offsets each: ``[B, N, K]``.
 
     With ``p = b + zeta``, a pixel's gain ``(1 - M)(b - a)`` is ``a (2 a + zeta) / (a + p) + p -
     (2 a + zeta)``, whose middle and last term need no division. Where image 1 does not reach, p is

@@ -186,7 +186,7 @@ class _Batch:
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """A model and, if it is compiled, what it was compiled from: a loop may call either."""
+    """Lists a model and, if compiled, what it was compiled from: a loop may call either."""
     compiled_from = model._modules.get("_orig_mod")
     return [model] if compiled_from is None else [model, *_layers(compiled_from)]
 
