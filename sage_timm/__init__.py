@@ -1,7 +1,4 @@
-"""SAGE, saliency-guided mixup with optimal rearrangements, for timm and torchvision.
-
-What is exported is imported when it is asked for: ``sage_timm.settings`` needs no torch.
-"""
+"""SAGE, saliency-guided mixup with optimal rearrangements, for timm and torchvision."""
 
 import sys
 from importlib import import_module
@@ -9,25 +6,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sage_timm.blend import blend
-    from sage_timm.mixup import SageMixup
-    from sage_timm.saliency import saliency, saliency_from_gradient
-    from sage_timm.search import best_translation, random_translations
-    from sage_timm.settings import SageSettings
-    from sage_timm.transforms import SageMix
+    from sage_timm.blend import blend as blend
+    from sage_timm.mixup import SageMixup as SageMixup
+    from sage_timm.saliency import saliency as saliency
+    from sage_timm.saliency import saliency_from_gradient as saliency_from_gradient
+    from sage_timm.search import best_translation as best_translation
+    from sage_timm.search import random_translations as random_translations
+    from sage_timm.settings import SageSettings as SageSettings
+    from sage_timm.transforms import SageMix as SageMix
 
-__all__ = [
-    "SageMix",
-    "SageMixup",
-    "SageSettings",
-    "best_translation",
-    "blend",
-    "random_translations",
-    "saliency",
-    "saliency_from_gradient",
-]
-__version__ = "0.1.0"
-
+# Imported when asked for, so that ``sage_timm.settings`` does not wait for torch.
 _MODULES = {
     "SageMix": "transforms",
     "SageMixup": "mixup",
@@ -38,6 +26,8 @@ _MODULES = {
     "saliency": "saliency",
     "saliency_from_gradient": "saliency",
 }
+__all__ = list(_MODULES)
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

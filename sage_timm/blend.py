@@ -62,17 +62,10 @@ def blend(
 
 
 def zeta(saliency0: Tensor, saliency1: Tensor) -> Tensor:
-    """Computes the zeta of Eq. 2, which keeps the mask finite where neither image has saliency.
+    """Computes the zeta of Eq. 2 for weighted maps ``[B, 1, H, W]``: ``[B, 1, 1, 1]``, above 0.
 
-    It is relative to a pair's mean saliency, so that neither the scale of the maps nor the size of
-    the images matters.
-
-    Args:
-        saliency0: Weighted maps of image 0, ``[B, 1, H, W]``.
-        saliency1: Weighted maps of image 1, ``[B, 1, H, W]``.
-
-    Returns:
-        ``[B, 1, 1, 1]``, greater than zero.
+    It keeps the mask finite where neither image has saliency, and is relative to a pair's mean
+    saliency, so that neither the scale of the maps nor the size of the images matters.
     """
     mean = (saliency0 + saliency1).mean(dim=(1, 2, 3), keepdim=True)
     return (_ZETA * mean).clamp_min(torch.finfo(mean.dtype).tiny)
@@ -94,19 +87,11 @@ def translate(images: Tensor, translation: Tensor) -> Tensor:
 
 
 def moved_lines(images: Tensor, translations: Tensor, border: int = 0) -> Tensor:
-    """Moves each image by each of its translations, without filling.
+    """Moves images ``[B, C, H, W]`` by ``[B, N, 2]``: ``[B, N, C, H + 2 border, W + 2 border]``.
 
     Lines of pixels are copied whole from where they lie in memory, so that no index is needed for
     each pixel. Places that an image does not reach hold arbitrary pixels of the batch or zeros, see
-    :func:`clear_uncovered`.
-
-    Args:
-        images: ``[B, C, H, W]``, contiguous or channels-last.
-        translations: ``[B, N, 2]``, as :func:`translate` takes them.
-        border: How far to look beyond each side of the frame, in pixels.
-
-    Returns:
-        ``[B, N, C, H + 2 border, W + 2 border]``, in the images' memory format.
+    :func:`clear_uncovered`. The border shows what lies beyond each side of the frame.
     """
     batch, channels, height, width = images.shape
     pixels_last = images.is_contiguous(memory_format=torch.channels_last)

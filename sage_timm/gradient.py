@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 from sage_timm.model_state import as_before
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Clean = list[tuple[nn.Parameter, Tensor]]
+"""Parameters, and the gradients of the clean loss at them."""
 
 # Keeps float16 gradients from vanishing. A power of two changes no bit of those in other types,
 # and a network that works in float16 may return other logits, and have its autocast inside.
@@ -26,7 +28,7 @@ class LossGradient(NamedTuple):
     """The gradient of a loss at its images and, where asked for, at the model's parameters."""
 
     images: Tensor
-    parameters: list[tuple[nn.Parameter, Tensor]]
+    parameters: Clean
 
 
 def input_gradient(
@@ -51,13 +53,7 @@ def input_gradient(
         ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
             images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
     """
-    with (
-        as_before(model, loss_fn),
-        _alone(model),
-        _own_caches(),
-        for_saliency(),
-        torch.enable_grad(),
-    ):
+    with as_before(model, loss_fn), _apart(model), for_saliency(), torch.enable_grad():
         leaf = images.detach().requires_grad_()
         # A copy: the model may change its input in place.
         loss = _checked_loss(model(leaf.clone()), targets, loss_fn)
@@ -98,26 +94,17 @@ def for_saliency() -> Iterator[None]:
 
 
 @contextmanager
-def _own_caches() -> Iterator[None]:
-    """Keeps torch's caches of weights apart: the caller's may have another type, or a graph.
+def _apart(model: nn.Module) -> Iterator[None]:
+    """Keeps a pass from what it must not share with the training step, or with other processes.
 
-    Autocast's of cast weights, and that of ``torch.nn.utils.parametrize.cached``.
+    torch's caches of weights, autocast's and that of ``torch.nn.utils.parametrize.cached``, may
+    have another type or a graph; synchronised batch norm would wait for processes that may have
+    drawn CutMix.
     """
-    computed = dict(parametrize._cache)
+    synchronised = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+    cached = dict(parametrize._cache)
     parametrize._cache.clear()
     torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()
-        parametrize._cache.clear()
-        parametrize._cache.update(computed)
-
-
-@contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
-    """Keeps synchronised batch norm from waiting for other processes, which may mix otherwise."""
-    synchronised = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
     try:
         for module in synchronised:
             module.forward = partial(_BatchNorm.forward, module)  # type: ignore[method-assign]
@@ -125,6 +112,9 @@ def _alone(model: nn.Module) -> Iterator[None]:
     finally:
         for module in synchronised:
             del module.forward
+        torch.clear_autocast_cache()
+        parametrize._cache.clear()
+        parametrize._cache.update(cached)
 
 
 def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:

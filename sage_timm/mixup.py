@@ -1,7 +1,6 @@
 """SAGE as a drop-in for timm's Mixup."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,8 @@ class SageMixup(Mixup):
         mixup_alpha: The Beta distribution's parameter for SAGE, which is active if > 0. On 500
             images of CIFAR-10 with ``lambda_max=1``, 0.2 was less accurate and worse calibrated
             than 1.
-        cutmix_alpha: As in timm.
-        cutmix_minmax: As in timm.
-        prob: As in timm.
-        switch_prob: As in timm.
-        mode: As in timm: ``"batch"``, ``"pair"`` or ``"elem"`` share one weight.
-        correct_lam: As in timm.
-        label_smoothing: As in timm.
-        num_classes: As in timm.
-        multi_label: As in timm.
+        cutmix_alpha: As in timm, as are the others up to ``multi_label``.
+        mode: ``"batch"``, ``"pair"`` or ``"elem"``: what shares one weight.
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
@@ -72,22 +64,13 @@ class SageMixup(Mixup):
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            mixup_alpha=mixup_alpha,
-            cutmix_alpha=cutmix_alpha,
-            cutmix_minmax=cutmix_minmax,
-            prob=prob,
-            switch_prob=switch_prob,
-            mode=mode,
-            correct_lam=correct_lam,
-            label_smoothing=label_smoothing,
-            num_classes=num_classes,
-            multi_label=multi_label,
-        )
+        timms = (mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode, correct_lam)
+        super().__init__(*timms, label_smoothing, num_classes, multi_label)
         if mode not in ("batch", "pair", "elem"):
             raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mode!r}")
         self.sage = Sage(SageSettings(**settings), generator)
         self._given_loss = loss_fn
+        # Of the batch, each pair or each image, as timm draws: see _note.
         self._sage_lam: NDArray[np.floating[Any]] = np.ones(1)
         self._by_sage: NDArray[np.bool_] = np.zeros(1, dtype=bool)
         if model is not None:
@@ -140,69 +123,71 @@ class SageMixup(Mixup):
         partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
         # Element by element, timm's CutMix overwrites images that others are still mixed with.
         clean = x.clone() if self.cutmix_alpha > 0 and self.mode != "batch" else x
-        lam = self._mix_by_timm(x)
-        chosen, sage_lam = self._by_sage, torch.from_numpy(self._sage_lam)
+        lam, by_sage, sage_lam = self._mix_by_timm(x)
         mixed = x
-        if chosen.any():
-            by_sage = torch.from_numpy(chosen).to(x.device, non_blocking=True)
+        if by_sage.any():
+            chosen = by_sage.to(x.device, non_blocking=True)
             targets = self._targets(target, 1.0)
             translations = self.sage.draw_translations(x.shape[2], x.shape[3])
             mixed, weight, *_ = self.sage.mix(clean, targets, partner, sage_lam, translations)
-            if not chosen.all():
-                mixed = torch.where(by_sage.view(-1, 1, 1, 1), mixed, x)
-            lam = torch.where(by_sage[:, None], weight[:, None], lam)
+            if not by_sage.all():
+                mixed = torch.where(chosen.view(-1, 1, 1, 1), mixed, x)
+            lam = torch.where(chosen[:, None], weight[:, None], lam)
         mixed_targets = self._targets(target, lam)
         self.sage.share(mixed, mixed_targets)
         return mixed, mixed_targets
 
-    def _mix_by_timm(self, x: Tensor) -> Tensor | float:
-        """Draws all weights as timm does, lets timm apply CutMix, and notes SAGE's weights."""
-        batch = len(x)
-        half = batch // 2
+    # timm draws a weight for the batch, each pair or each image, and mixes where it is not 1. Those
+    # of its methods that draw are overridden here: they note the weights that are SAGE's, and hand
+    # on a 1 in their place. So timm's code applies CutMix, and leaves all the rest as it is.
+
+    def _mix_by_timm(self, x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
+        """Lets timm draw, and apply CutMix to ``x`` in place.
+
+        Returns timm's weight, and of each image whether SAGE mixes it, and by what weight, ``[B]``.
+        """
+        half, odd = divmod(len(x), 2)
         lam: Tensor | float
         if self.mode == "batch":
             lam = self._mix_batch(x)
-            drawn, chosen = (np.full(batch, a[0]) for a in (self._sage_lam, self._by_sage))
+            noted = [np.repeat(values, len(x)) for values in (self._by_sage, self._sage_lam)]
         elif self.mode == "elem":
             lam = self._mix_elem(x)
-            drawn, chosen = self._sage_lam, self._by_sage
-        else:
+            noted = [self._by_sage, self._sage_lam]
+        else:  # timm's pairs leave out the middle image of an odd batch
             pairs: Tensor = self._mix_pair(x)
-            drawn, chosen = (
-                np.concatenate((a, np.zeros(batch % 2, a.dtype), a[::-1]))
-                for a in (self._sage_lam, self._by_sage)
-            )
-            # timm's pairs leave out the middle image of an odd batch.
-            lam = torch.cat((pairs[:half], pairs.new_ones(batch % 2, 1), pairs[half:]))
-        if batch % 2:
-            chosen[half] = False
-        self._sage_lam, self._by_sage = drawn, chosen
-        return lam
+            lam = torch.cat((pairs[:half], pairs.new_ones(odd, 1), pairs[half:]))
+            noted = [
+                np.concatenate((values, np.zeros(odd, values.dtype), values[::-1]))
+                for values in (self._by_sage, self._sage_lam)
+            ]
+        by_sage, sage_lam = map(torch.from_numpy, noted)
+        by_sage[half : half + odd] = False  # the middle image is its own partner
+        return lam, by_sage, sage_lam
 
     def _params_per_batch(self) -> tuple[float, bool]:
-        with self._noted_draw() as prob:
-            lam, use_cutmix = super()._params_per_batch()
-        self._sage_lam = np.array([lam])
-        self._by_sage = np.array([bool(prob.hit) and not use_cutmix])
+        lam, use_cutmix = self._note(super()._params_per_batch)
         return (lam if use_cutmix else 1.0), use_cutmix
 
     def _params_per_elem(self, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        with self._noted_draw() as prob:
-            lam, use_cutmix = super()._params_per_elem(batch_size)
-        self._sage_lam = lam
-        self._by_sage = np.logical_and(prob.hit, ~use_cutmix)
+        lam, use_cutmix = self._note(super()._params_per_elem, batch_size)
         return np.where(use_cutmix, lam, np.float32(1)), use_cutmix
 
-    @contextmanager
-    def _noted_draw(self) -> Iterator["_NotedProbability"]:
-        """Notes what timm draws against ``prob``: a weight of 1 may be Beta's, too."""
+    def _note(self, draw: Callable[..., tuple[Any, Any]], *args: int) -> tuple[Any, Any]:
+        """Lets timm draw, and notes the weights that are SAGE's: those that are not CutMix's.
+
+        A weight of 1 may be Beta's, or mean that nothing is mixed: what was drawn against ``prob``
+        tells.
+        """
         given = self.mix_prob
-        noted = _NotedProbability(given)
-        self.mix_prob = noted
+        self.mix_prob = probability = _NotedProbability(given)
         try:
-            yield noted
+            lam, use_cutmix = draw(*args)
         finally:
             self.mix_prob = given
+        self._sage_lam = np.atleast_1d(lam)
+        self._by_sage = np.atleast_1d(np.logical_and(probability.hit, np.logical_not(use_cutmix)))
+        return lam, use_cutmix
 
     def _targets(self, target: Tensor, lam: Tensor | float) -> Tensor:
         soft: Tensor = mixup_target(
@@ -239,9 +224,9 @@ class SageMixup(Mixup):
 
 
 class _NotedProbability(float):
-    """A probability that keeps which of the numbers drawn were below it."""
+    """A probability that notes which of the numbers that it is compared with are below it."""
 
-    __array_ufunc__ = None  # leaves the comparison with an array to this
+    __array_ufunc__ = None  # makes NumPy leave ``array < probability`` to __gt__
     hit: Any = False
 
     def __gt__(self, drawn: Any) -> Any:

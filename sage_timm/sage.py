@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
 from sage_timm.blend import blend
-from sage_timm.gradient import Loss
+from sage_timm.gradient import Clean, Loss
 from sage_timm.model_state import is_sharded
 from sage_timm.saliency import saliency_pass
 from sage_timm.search import best_translation, random_translations
 from sage_timm.settings import SageSettings, written
-from sage_timm.shared_gradient import Clean, SharedGradient
+from sage_timm.shared_gradient import SharedGradient
 
 
 class Mix(NamedTuple):
@@ -25,17 +25,17 @@ class Mix(NamedTuple):
     images: Tensor
     """``[B, C, H, W]``, in the clean images' type and memory format."""
     label_weight: Tensor
-    """Of each image beside its partner, ``[B]`` in [0, 1]: the mask's mean."""
+    """``[B]`` in [0, 1]: each image's, beside its partner's; the mask's mean."""
     mask: Tensor
-    """Of each image beside its moved partner, ``[B, 1, H, W]`` in [0, 1]."""
+    """``[B, 1, H, W]`` in [0, 1]: each image's share of a pixel, beside its moved partner's."""
     translation: Tensor
-    """Of each partner, ``[B, 2]`` int64: rows down, columns to the right, in pixels."""
+    """``[B, 2]`` int64, each partner's: rows down, columns to the right, in pixels."""
     maps: Tensor
-    """The clean images' saliency, ``[B, 1, H, W]``, before any weight."""
+    """``[B, 1, H, W]``: the clean images' saliency, not weighted."""
 
 
 class Sage:
-    """What timm's and torchvision's transforms have in common, once pairs and weights are drawn.
+    """Mixes batches whose pairs and weights are drawn, for timm's and torchvision's transforms.
 
     Args:
         settings: SAGE's settings.
@@ -51,13 +51,7 @@ class Sage:
         self._clean: Clean = []
 
     def attach(self, model: nn.Module, loss_fn: Loss) -> None:
-        """Sets the model and the loss whose gradients give the saliency.
-
-        Raises:
-            TypeError: If ``model`` is not a module.
-            ValueError: If it cannot be used with these settings, or hides a
-                ``DistributedDataParallel``.
-        """
+        """Sets the model and the loss whose gradients give the saliency; raises if it cannot."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if isinstance(model, torch.jit.ScriptModule) and self.settings.update_ratio < 1:
@@ -86,11 +80,7 @@ class Sage:
             )
 
     def draw_translations(self, height: int, width: int) -> Tensor | None:
-        """Draws the translations to choose from, the same for the whole batch: ``[N, 2]``.
-
-        Returns:
-            None for all that there are.
-        """
+        """Draws the translations ``[N, 2]`` that the whole batch chooses from; None for all."""
         if self.settings.search == "all":
             return None
         if self.settings.search == "none":

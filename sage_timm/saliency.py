@@ -2,24 +2,16 @@
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.gradient import Loss, input_gradient
+from sage_timm.gradient import Clean, Loss, LossGradient, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
-
-
-class SaliencyPass(NamedTuple):
-    """What one pass through the model gives: the maps and, where asked for, the clean gradient."""
-
-    maps: Tensor
-    parameters: list[tuple[nn.Parameter, Tensor]]
 
 
 def saliency(
@@ -54,7 +46,7 @@ def saliency(
 
     Source: Ma et al., SAGE, BMVC 2022, Eq. 1.
     """
-    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype).maps
+    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype)[0]
 
 
 def saliency_pass(
@@ -66,23 +58,24 @@ def saliency_pass(
     size: int | None = None,
     dtype: torch.dtype | None = None,
     parameters: bool = False,
-) -> SaliencyPass:
-    """Does what :func:`saliency` does, and gives the clean gradient if ``parameters`` is set."""
-    autocast = nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
+) -> tuple[Tensor, Clean]:
+    """Does what :func:`saliency` does, and gives the clean gradient, too, if ``parameters``."""
+
+    def gradient_of(images: Tensor) -> LossGradient:
+        with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
+            return input_gradient(model, images, targets, loss_fn, parameters=parameters)
+
     if size is None or size >= min(images.shape[2:]):
-        with autocast:
-            gradient = input_gradient(model, images, targets, loss_fn, parameters=parameters)
-        return SaliencyPass(saliency_from_gradient(gradient.images), gradient.parameters)
+        gradient = gradient_of(images)
+        return saliency_from_gradient(gradient.images), gradient.parameters
     small = resize(images, [size], antialias=True)
     try:
-        with autocast:
-            gradient = input_gradient(model, small, targets, loss_fn, parameters=parameters)
+        gradient = gradient_of(small)
     except (AssertionError, RuntimeError, ValueError) as error:
         if out_of_memory(error):
             raise
         try:  # whether it is about the size
-            with autocast:
-                input_gradient(model, images, targets, loss_fn)
+            gradient_of(images)
         except Exception:
             raise error from None
         raise ValueError(
@@ -96,7 +89,7 @@ def saliency_pass(
     # A uniform map stays exactly uniform, by which pairs without saliency are known.
     uniform = maps.amax(dim=(2, 3), keepdim=True) == maps.amin(dim=(2, 3), keepdim=True)
     enlarged = torch.where(uniform, 1 / (height * width), enlarged)
-    return SaliencyPass(enlarged, gradient.parameters)
+    return enlarged, gradient.parameters
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -144,7 +137,7 @@ def _gaussian_smooth(maps: Tensor) -> Tensor:
 
 
 def _smoothing_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
-    """The Gaussian kernel at each pixel of a line, reflected at its ends: ``[size, size]``."""
+    """Puts the Gaussian kernel at each pixel of a line, reflected at its ends: ``[size, size]``."""
     # Reflection needs the padding to be smaller than the image.
     radius = min(math.ceil(_RADIUS_IN_SIGMAS * sigma), size - 1)
     offsets = torch.arange(-radius, radius + 1, device=like.device)

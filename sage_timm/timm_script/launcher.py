@@ -17,15 +17,14 @@ from timm.data.mixup import Mixup
 from sage_timm.settings import SageSettings
 from sage_timm.timm_script.options import CommandLine
 from sage_timm.timm_script.task import (
-    NotedCollate,
-    NotedMixup,
+    DeferredCollateMixup,
+    DeferredMixup,
     SageClassificationTask,
     SageMultiLabelClassificationTask,
-    WithSage,
+    SageTaskMixin,
 )
 
 _DISTILLATION = ("LogitDistillationTask", "FeatureDistillationTask", "TokenDistillationTask")
-_BY_HAND = "see docs/timm.md for how to use SageMixup by hand"
 
 
 def launch(line: CommandLine) -> None:
@@ -53,44 +52,40 @@ def launch(line: CommandLine) -> None:
 
 
 class _Swap:
-    """What takes Mixup's place in one run of a script.
-
-    Args:
-        options: SAGE's options that were given.
-    """
+    """Replaces what one run of a script imports of timm, and notes what the script builds of it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
-        self.noted: Mixup | None = None
-        self.task: WithSage | None = None
+        self.mixup: Mixup | None = None
+        self.task: SageTaskMixin | None = None
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Swaps all that a script imports and builds in the block."""
+        tasks: dict[str, Any] = {
+            "ClassificationTask": self._building_task(SageClassificationTask),
+            "MultiLabelClassificationTask": self._building_task(SageMultiLabelClassificationTask),
+            **{n: _refusing(f"SAGE does not work with timm's {n}") for n in _DISTILLATION},
+        }
+        mixups: dict[str, Any] = {
+            "Mixup": self._building_mixup(DeferredMixup),
+            "FastCollateMixup": self._building_mixup(DeferredCollateMixup),
+        }
+        naflex: Any = _refusing("NaFlex loaders mix patches, which SAGE can't")
         with ExitStack() as stack:
-
-            def put(owner: Any, name: str, value: Any) -> None:
-                stack.enter_context(patch.object(owner, name, value))
-
-            for module in (timm.data, timm.data.mixup):
-                put(module, "Mixup", self._noting(NotedMixup))
-                put(module, "FastCollateMixup", self._noting(NotedCollate))
-            put(timm.data, "NaFlexMixup", _refusing("NaFlex loaders mix patches, which SAGE can't"))
-            put(timm.task, "ClassificationTask", self._binding(SageClassificationTask))
-            put(
-                timm.task,
-                "MultiLabelClassificationTask",
-                self._binding(SageMultiLabelClassificationTask),
-            )
-            for name in _DISTILLATION:
-                put(timm.task, name, _refusing(f"SAGE does not work with timm's {name}"))
-            put(NotedMixup, "__call__", self._checking(NotedMixup.__call__))
-            put(PrefetchLoader, "__iter__", self._checking(PrefetchLoader.__iter__))
+            for patches in (
+                patch.multiple(timm.data, **mixups, NaFlexMixup=naflex),
+                patch.multiple(timm.data.mixup, **mixups),
+                patch.multiple(timm.task, **tasks),
+                patch.object(DeferredMixup, "__call__", self._checking(DeferredMixup.__call__)),
+                patch.object(PrefetchLoader, "__iter__", self._checking(PrefetchLoader.__iter__)),
+            ):
+                stack.enter_context(patches)
             yield
 
     def check(self) -> Mixup:
         """Returns the script's Mixup, and stops the run if SAGE has not taken its place."""
-        if self.noted is None:
+        if self.mixup is None:
             sys.exit(
                 "the script built neither timm's Mixup nor its FastCollateMixup, so there is "
                 "nothing that SAGE could take the place of: pass --mixup 1.0"
@@ -98,27 +93,24 @@ class _Swap:
         if self.task is None:
             sys.exit(
                 "the script built no ClassificationTask of timm's, in which SAGE would find model "
-                f"and loss: {_BY_HAND}"
+                "and loss: see docs/timm.md for how to use SageMixup by hand"
             )
-        return self.noted
+        return self.mixup
 
-    def _noting(self, kind: type[Mixup]) -> Callable[..., Mixup]:
+    def _building_mixup(self, kind: type[Mixup]) -> Callable[..., Mixup]:
         def build(*args: Any, **kwargs: Any) -> Mixup:
-            noted = kind(*args, **kwargs)
-            if not noted.mixup_alpha:
+            self.mixup = kind(*args, **kwargs)
+            if not self.mixup.mixup_alpha:
                 sys.exit("SAGE takes Mixup's place, which --mixup 0 turns off: pass --mixup 1.0")
-            self.noted = noted
-            return noted
+            return self.mixup
 
         return build
 
-    def _binding(self, kind: type[WithSage]) -> Callable[..., WithSage]:
-        def build(*args: Any, **kwargs: Any) -> WithSage:
-            task = kind(*args, **kwargs)
-            self.task = task
-            noted = self.check()
-            task.noted, task.options = noted, dict(self.options)
-            return task
+    def _building_task(self, kind: type[SageTaskMixin]) -> Callable[..., SageTaskMixin]:
+        def build(*args: Any, **kwargs: Any) -> SageTaskMixin:
+            self.task = kind(*args, **kwargs)
+            self.task.deferred, self.task.options = self.check(), dict(self.options)
+            return self.task
 
         return build
 
@@ -126,7 +118,9 @@ class _Swap:
         """Stops a loop that mixes without a task, before its first batch."""
 
         def checked(mixer: Any, *args: Any) -> Any:
-            if isinstance(mixer, Mixup) or isinstance(mixer.loader.collate_fn, NotedCollate):
+            if isinstance(mixer, Mixup) or isinstance(
+                mixer.loader.collate_fn, DeferredCollateMixup
+            ):
                 self.check()
             return function(mixer, *args)
 

@@ -43,7 +43,7 @@ def parse(arguments: list[str]) -> CommandLine:
 
 
 def flag(name: str) -> str:
-    """The option's name on the command line."""
+    """Names a setting's option on the command line."""
     return _PREFIX + name.replace("_", "-")
 
 
@@ -78,7 +78,7 @@ def _help_texts() -> dict[str, str]:
 
 
 def _kind(annotation: Any) -> dict[str, Any]:
-    """What argparse needs to know of a field's type: the first of a union is that of the option."""
+    """Tells argparse a field's type; of ``X | None``, X."""
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
     for first in get_args(annotation)[:1]:

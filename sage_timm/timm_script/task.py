@@ -16,22 +16,23 @@ from timm.utils.distributed import world_info_from_env
 from torch import Tensor, nn
 
 from sage_timm.mixup import SageMixup
+from sage_timm.settings import written
 from sage_timm.timm_script.options import flag
 
 _logger = logging.getLogger("sage_timm")
 _STATE = "sage"  # where a checkpoint's task state holds the options
 
 
-class NotedMixup(Mixup):
-    """Leaves the batch to the task."""
+class DeferredMixup(Mixup):
+    """timm's Mixup, whose mixing is left to the task."""
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the batch as it is."""
         return x, target
 
 
-class NotedCollate(FastCollateMixup):
-    """Collates as timm does where nothing is mixed, and leaves the batch to the task."""
+class DeferredCollateMixup(FastCollateMixup):
+    """timm's FastCollateMixup, which collates, and leaves the mixing to the task."""
 
     def __call__(self, batch: Any, _: Any = None) -> tuple[Tensor, Tensor]:
         """Returns a batch of bytes ``[B, C, H, W]``, and its targets."""
@@ -39,10 +40,10 @@ class NotedCollate(FastCollateMixup):
         return collated
 
 
-class WithSage:
+class SageTaskMixin:
     """Makes a classification task of timm's mix each batch by SAGE."""
 
-    noted: Mixup
+    deferred: Mixup
     """The script's Mixup: its arguments hold, and whether it is enabled."""
     options: dict[str, Any]
     """SAGE's own, from the command line; a checkpoint's, where that leaves them out."""
@@ -54,7 +55,7 @@ class WithSage:
         """Mixes the batch, and computes the loss of what comes of it."""
         if self._mixup_fn is None:
             self._mixup_fn = self._make()
-        self._mixup_fn.mixup_enabled = self.noted.mixup_enabled
+        self._mixup_fn.mixup_enabled = self.deferred.mixup_enabled
         mixed, soft_targets = self._mixup_fn(input, target)
         result: dict[str, Tensor] = super().forward(mixed, soft_targets)  # type: ignore[misc]
         return result
@@ -84,29 +85,19 @@ class WithSage:
         self.options = saved
 
     def _make(self) -> SageMixup:
-        noted = self.noted
-        mixup_fn = SageMixup(
-            noted.mixup_alpha,
-            noted.cutmix_alpha,
-            noted.cutmix_minmax,
-            noted.mix_prob,
-            noted.switch_prob,
-            noted.mode,
-            noted.correct_lam,
-            noted.label_smoothing,
-            noted.num_classes,
-            noted.multi_label,
-            **self.options,
-        )
+        mixup = self.deferred
+        arguments = {**vars(mixup), "prob": mixup.mix_prob}
+        del arguments["mix_prob"], arguments["mixup_enabled"]
+        mixup_fn = SageMixup(**arguments, **self.options)
         if world_info_from_env()[1] == 0:
-            options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-            _logger.info(f"SAGE in the place of {type(noted).__name__}: {options or 'defaults'}")
+            replaced = type(mixup).__mro__[1].__name__
+            _logger.info(f"SAGE in the place of {replaced}: {written(self.options) or 'defaults'}")
         return mixup_fn.attach(self.trainable_module, self.criterion)
 
 
-class SageClassificationTask(WithSage, ClassificationTask):
+class SageClassificationTask(SageTaskMixin, ClassificationTask):
     """timm's classification task with SAGE."""
 
 
-class SageMultiLabelClassificationTask(WithSage, MultiLabelClassificationTask):
+class SageMultiLabelClassificationTask(SageTaskMixin, MultiLabelClassificationTask):
     """timm's multi-label classification task with SAGE."""

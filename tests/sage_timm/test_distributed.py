@@ -37,7 +37,7 @@ def batch():
 
 def make_task(update_ratio):
     task = SageClassificationTask(network(), SoftTargetCrossEntropy(), verbose=False)
-    task.noted = Mixup(num_classes=5)
+    task.deferred = Mixup(num_classes=5)
     task.options = {"update_ratio": update_ratio}
     return task
 

@@ -310,6 +310,25 @@ def test_an_optimisers_step_ends_the_share(small_net, batch):
     assert not model._forward_hooks
 
 
+def test_a_late_backward_pass_uses_its_own_batchs_gradient_and_leaves_the_nexts(small_net, batch):
+    model = small_net(dtype=torch.float64).eval()
+    mixup_fn = SageMixup(num_classes=5, model=model, update_ratio=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    steps = []
+    for seed in (1, 2):
+        x, y = batch(dtype=torch.float64, seed=seed)
+        mixed, targets = mixup_fn(x.clone(), y)
+        steps.append((x, mixup_target(y, 5, 1.0, 0.1), mixed, targets, model(mixed)))
+    for last, (x, clean_targets, mixed, targets, logits) in zip((False, True), steps, strict=True):
+        SoftTargetCrossEntropy()(logits, targets).backward()
+        clean, of_mixed = gradient(model, x, clean_targets), gradient(model, mixed, targets)
+        for p, c, m in zip(model.parameters(), clean, of_mixed, strict=True):
+            torch.testing.assert_close(p.grad, 0.5 * c + 0.5 * m, rtol=1e-6, atol=1e-9)
+        optimizer.zero_grad()
+        optimizer.step()  # of nothing, so that the other graph's weights stay
+        assert bool(model._forward_hooks) is not last
+
+
 @pytest.mark.parametrize("when", ["waiting", "bound", "used"])
 def test_a_model_is_saved_and_copied_without_its_share(small_net, batch, when):
     model = small_net()

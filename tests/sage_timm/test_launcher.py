@@ -82,9 +82,9 @@ def test_trains_with_each_option_of_the_script(run, caplog, options, update_rati
     loader = [] if prefetcher else ["--no-prefetcher"]
     common = ["--mixup", "1.0", *loader, *options]
     ended = run("--sage-update-ratio", update_ratio, *common)
-    noted = "NotedCollate" if prefetcher else "NotedMixup"
+    replaced = "FastCollateMixup" if prefetcher else "Mixup"
     assert [r.getMessage() for r in caplog.records if r.name == "sage_timm"] == [
-        f"SAGE in the place of {noted}: update_ratio={update_ratio}"
+        f"SAGE in the place of {replaced}: update_ratio={update_ratio}"
     ]
     for name, value in ended["state_dict"].items():
         assert value.isfinite().all(), name
