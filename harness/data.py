@@ -54,7 +54,18 @@ class Source(NamedTuple):
 
 
 DATASETS: dict[str, Source] = {}
-"""Data sets beside timm's, by name; whoever reads this package may add to them."""
+
+
+def register_dataset(name: str, open: Callable[[DataConfig, str], Any], hflip: float) -> None:
+    """Adds a data set to those that timm knows, or replaces the one of that name.
+
+    Args:
+        name: What it is called on the command line.
+        open: Opens a split, by the settings and the split's name: pairs of a PIL image and a class
+            index, with ``targets`` and ``classes``.
+        hflip: Probability of a horizontal flip in training.
+    """
+    DATASETS[name] = Source(open, hflip)
 
 
 @dataclass(frozen=True)
