@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from harness.check import CheckedFolder, check_folder
 from harness.config import DataConfig
-from harness.device_images import device_loader
+from harness.loader import device_loader
 from harness.folders import (
     FolderImages,
     as_mode,
