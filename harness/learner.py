@@ -9,7 +9,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from harness.config import RunConfig
-from harness.data import Splits, make_loader
+from harness.data import Splits
+from harness.loader import make_loader
 from harness.methods import METHODS
 
 

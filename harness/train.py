@@ -23,9 +23,10 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART, RunConfig, ScheduleConfig
-from harness.data import load_splits, make_loader
+from harness.data import load_splits
 from harness.device import autocast, device_name, from_first, timed
 from harness.learner import BuildLearner, Classifier
+from harness.loader import make_loader
 from harness.measure import measure
 from harness.models import create_network
 from harness.store import (

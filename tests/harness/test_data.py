@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from harness.config import RunConfig, ScheduleConfig
-from harness.data import DataConfig, balanced_indices, fingerprint, load_splits, make_loader
+from harness.data import DataConfig, balanced_indices, fingerprint, load_splits
+from harness.loader import make_loader
 from harness.train import load_model, train
 
 MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

@@ -19,16 +19,18 @@ import harness.check
 from harness.check import check_folder, describe, same_images
 from harness.commands.check import Check
 from harness.config import DataConfig
-from harness.data import fingerprint, load_splits, make_loader, open_tar
+from harness.data import fingerprint, load_splits
 from harness.folders import (
     FolderImages,
     as_mode,
     find_split,
     image_extensions,
     natural_order,
+    open_tar,
     read_folder,
     read_image,
 )
+from harness.loader import make_loader
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
