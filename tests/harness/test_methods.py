@@ -140,6 +140,8 @@ def test_every_method_gives_the_same_bits_for_the_same_seed(model, images, name)
 def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
     """The mix's derivative in the direction of a class's images is the weight of their pixels."""
     x, _ = images
+    windows = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) ** 4
+    x = x * 3 * windows.repeat_interleave(8, 2).repeat_interleave(8, 3)  # something stands out
     y = torch.arange(8) % 2  # an image and its partner are of two classes
     mix = make(name, model)
     weights = []
@@ -272,16 +274,21 @@ class TestPuzzleMix:
         return total
 
     @pytest.mark.parametrize("lam", [0.1, 0.5, 0.8])
-    def test_the_graph_cut_reaches_the_best_of_all_labellings(self, model, images, lam):
-        x, _ = images
-        pixels = (x / 6 + 0.5).clamp(0, 1)
-        saliency = torch.rand(8, 32, 32, generator=torch.Generator().manual_seed(0)) ** 4
+    def test_the_graph_cut_reaches_the_best_of_all_labellings(self, model, lam):
+        """Flat patches of so much contrast that their borders count as much as the rest."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = 20 * torch.rand(32, 3, 4, 4, generator=generator)
+        saliency = 1 + torch.rand(32, 2, 2, generator=generator)
+        pixels, saliency = (
+            v.repeat_interleave(32 // v.shape[-1], -1).repeat_interleave(32 // v.shape[-1], -2)
+            for v in (pixels, saliency)
+        )
         found = make("puzzlemix", model).shares(saliency, pixels, 2, lam).double().numpy()
         pooled = saliency.unfold(1, 16, 16).unfold(2, 16, 16).sum(dim=(3, 4))
         own = (pooled / pooled.sum(dim=(1, 2), keepdim=True)).double().numpy()
         pixels = pixels.double().numpy()
-        for pair in range(8):
-            parts = own[pair], own[7 - pair], pixels[pair], pixels[7 - pair], lam
+        for pair in range(32):
+            parts = own[pair], own[31 - pair], pixels[pair], pixels[31 - pair], lam
             best = min(
                 self.energy(np.array(labels).reshape(2, 2), *parts)
                 for labels in itertools.product((0.0, 0.5, 1.0), repeat=4)
@@ -398,6 +405,9 @@ class TestCoMixup:
         mixed, targets = mix.mix_group(x, torch.eye(8), saliency)
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(8.0) / 8)
         assert ((targets > 0).sum(dim=1) > 1).any()
+        corners = mixed[:, 0].unflatten(1, (2, 16)).unflatten(3, (2, 16)) * 8  # [8, 2, 16, 2, 16]
+        whose = torch.arange(2)[:, None, None, None] + 2 * torch.arange(2)[:, None]
+        assert (corners % 4 == whose).float().mean() > 0.5  # one in four by chance
         shares = torch.tensor([v for v in mixed.unique().tolist() if v not in x.unique()])
         torch.testing.assert_close(shares * 16, (shares * 16).round())  # halves of two images
 
