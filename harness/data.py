@@ -97,10 +97,9 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         return Splits(train, validation, list(map(str, range(config.num_classes))), hflip=0.5)
     targets = targets_of(train)
     names = _classes(train, targets)
-    hflip = 0.5
-    if config.dataset in _REGISTERED:
-        _, hflip = _REGISTERED[config.dataset]
-    elif apart := sorted(set(names) ^ set(_classes(validation, targets_of(validation)))):
+    _, hflip = _REGISTERED.get(config.dataset, (None, 0.5))
+    apart = sorted(set(names) ^ set(_classes(validation, targets_of(validation))))
+    if apart and config.dataset not in _REGISTERED:  # those may share no class
         raise ValueError(
             f"dataset={config.dataset!r}: {config.train_split!r} and {config.val_split!r} need the "
             f"same classes, but only one of them has {listed(apart)}"
@@ -230,9 +229,8 @@ def _open_both(config: DataConfig, seed: int, mode: str) -> tuple[Any, Any, list
         return train, validation, []
     if config.data_dir is None:
         raise ValueError(f"dataset={config.dataset!r} needs data_dir, its folder")
-    checked = check_folder(
-        Path(config.data_dir), config.train_split, config.val_split, image_mode(config.in_chans)
-    )
+    splits = config.train_split, config.val_split
+    checked = check_folder(Path(config.data_dir), *splits, image_mode(config.in_chans))
     train = FolderImages(checked.train, mode, replace=True)
     return train, FolderImages(checked.validation, mode, replace=False), list(checked.notes)
 

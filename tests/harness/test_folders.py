@@ -409,6 +409,15 @@ class TestCheck:
             fingerprint(config(root))
         assert refused[0] == refused[1]
 
+    def test_opens_each_image_once_and_those_to_measure_on_once_more(self, root, monkeypatch):
+        opened = []
+        read = Image.open
+        monkeypatch.setattr(Image, "open", lambda file: opened.append(file) or read(file))
+        checked = check_folder(root, "train", "validation", "RGB")
+        describe([checked.train, checked.validation])
+        assert check_folder(root, "train", "validation", "RGB") is checked
+        assert sorted(opened) == sorted(checked.train.files + 2 * checked.validation.files)
+
     def test_describes_copies(self, root):
         shutil.copy(root / "train" / "ant" / "0.png", root / "train" / "cat" / "7.png")
         checked = check_folder(root, "train", "validation", "RGB")
