@@ -16,8 +16,9 @@ from fewshot.embed import embed
 from fewshot.episodes import Episodes, check_counts, draw_episodes
 from fewshot.evaluate import accuracy, correct_queries, normalized
 from fewshot.tasks import TaskBatches
-from harness.data import fingerprint, load_splits, make_loader, targets_of
+from harness.data import fingerprint, load_splits, targets_of
 from harness.device import device_name
+from harness.loader import make_loader
 from harness.store import RUN, append_result, read_results
 from harness.train import load_model
 

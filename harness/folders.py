@@ -1,15 +1,15 @@
-"""Folders of images: what is a split, what is a class, what is an image.
+"""Folders of images: finds splits, classes and images, and reads them.
 
 A split is a folder, its direct subfolders are the classes, and a class holds images at any depth.
-Names that begin with a dot are not there.
+Names that begin with a dot do not count.
 """
 
 import functools
+import itertools
 import os
 import re
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import ImageDataset, add_img_extensions
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -37,7 +39,7 @@ class ImageFolder:
     skipped: list[Path]
     """Files beside the classes, and files in them that are no images."""
     hidden: int
-    """Names that begin with a dot."""
+    """The number of names that begin with a dot."""
 
 
 @functools.cache
@@ -51,21 +53,20 @@ def image_extensions() -> frozenset[str]:
     )
 
 
+def stand_ins(split: str) -> tuple[str, ...]:
+    """Returns the names that may stand for the default split to measure on."""
+    return (*VALIDATION_NAMES, "test") if split == VALIDATION_NAMES[0] else ()
+
+
 def find_split(root: Path, name: str, others: Sequence[str] = ()) -> Path:
-    """Finds the folder of a split.
+    """Finds the folder of a split, or the only one of the ``others`` where there is none.
 
-    Args:
-        root: The data set's folder.
-        name: The split's name; case counts only where two folders differ by it.
-        others: Names to try where there is no folder of that name.
-
-    Raises:
-        ValueError: If there is no such folder, or more than one of the others.
+    Case counts only where two folders differ by it. Raises ValueError where none is found.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "there is no such folder"
         raise ValueError(f"data_dir={str(root)!r}: {what}")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not _is_hidden(p))
     exact = [p for p in folders if p.name == name]
     found = exact or [p for p in folders if p.name.lower() == name.lower()]
     found = found or [p for p in folders if p.name.lower() in others]
@@ -85,28 +86,25 @@ def find_split(root: Path, name: str, others: Sequence[str] = ()) -> Path:
 
 
 def read_folder(path: Path) -> ImageFolder:
-    """Lists the images of a split.
-
-    Raises:
-        ValueError: If there are no classes, a class has no images, or two classes have one name.
-    """
-    folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    names = [_printable(folder.name) for folder in folders]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path} has two folders that read {twice[0]!r}: rename one")
+    """Lists the images of a split; raises ValueError if there are none, or none of a class."""
+    there = list(path.iterdir())
+    visible = [p for p in there if not _is_hidden(p)]
+    folders: dict[str, Path] = {}
+    for folder in filter(Path.is_dir, visible):
+        name = _printable(folder.name)
+        if folders.setdefault(name, folder) != folder:
+            raise ValueError(f"{path} has two folders that read {name!r}: rename one")
     if not folders:
         raise ValueError(f"{path} has no folder of images: it needs one for each class")
-    classes = sorted(names, key=natural_order)
-    hidden = sum(p.name.startswith(".") for p in path.iterdir())
-    skipped = [p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+    hidden = len(there) - len(visible)
+    skipped = [p for p in visible if not p.is_dir()]
+    classes = sorted(folders, key=natural_order)
     files: list[Path] = []
     targets: list[int] = []
     for target, name in enumerate(classes):
-        folder = folders[names.index(name)]
         images = []
-        for file in _walk(folder):
-            if any(part.startswith(".") for part in file.relative_to(folder).parts):
+        for file in _walk(folders[name]):
+            if any(part.startswith(".") for part in file.relative_to(path).parts):
                 hidden += 1
             elif file.suffix.lower() in image_extensions():
                 images.append(file)
@@ -114,12 +112,30 @@ def read_folder(path: Path) -> ImageFolder:
                 skipped.append(file)
         if not images:
             raise ValueError(
-                f"class {name!r} has no images in {folder}: add some, or take the folder away. "
-                f"Images are files that Pillow reads, by their extension"
+                f"class {name!r} has no images in {folders[name]}: add some, or take the folder "
+                "away. Images are files that Pillow reads, by their extension"
             )
         files += sorted(images, key=lambda file: natural_order(_printable(str(file))))
         targets += [target] * len(images)
     return ImageFolder(path, classes, files, targets, sorted(skipped), hidden)
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder, through links too, but never into a folder above itself."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(p) for p in (place, *Path(place).parents)}
+        folders[:] = [n for n in folders if os.path.realpath(os.path.join(place, n)) not in above]
+        yield from (Path(place, file) for file in files)
+
+
+def _printable(name: str) -> str:
+    """Returns a name as text: one form for each accent, and bytes that are no UTF-8 spelled out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", text)
 
 
 def natural_order(name: str) -> tuple[list[Any], str]:
@@ -128,27 +144,27 @@ def natural_order(name: str) -> tuple[list[Any], str]:
     return [int(part) if part.isdecimal() else part for part in parts], name
 
 
+def listed(names: Sequence[Any]) -> str:
+    """Names the first few of many."""
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(map(str, names[:_NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
+
+
+def image_mode(channels: int) -> str:
+    """Returns Pillow's mode of images of one or three channels."""
+    return "L" if channels == 1 else "RGB"
+
+
 def has_known_range(mode: str, kind: str | None) -> bool:
     """Tells whether the range of an image's pixels is known, by Pillow's mode and format."""
     return mode != "F" and (mode != "I" or kind == "PNG")
 
 
-def stand_ins(split: str) -> tuple[str, ...]:
-    """Returns the names that may stand for the default split to measure on."""
-    return (*VALIDATION_NAMES, "test") if split == VALIDATION_NAMES[0] else ()
-
-
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
     """Converts an image to 8 bits a channel, as ``PIL.Image.convert``, but scales 16 bits.
 
-    The EXIF orientation is not applied, as in timm and torchvision.
-
-    Args:
-        image: Of any mode.
-        mode: ``"RGB"`` or ``"L"``.
-
-    Raises:
-        ValueError: If the pixels' range is not known, or the file is no whole image.
+    The EXIF orientation is not applied, as in timm and torchvision. Raises ValueError if the
+    pixels' range is not known, or the file is no whole image.
     """
     try:
         image.load()
@@ -164,14 +180,20 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
         raise ValueError(f"no whole image: {error}") from error
 
 
-class FolderImages(Dataset):
-    """The images of a folder, ``(PIL image, class index)`` each.
+def read_image(file: Path, mode: str) -> Image.Image:
+    """Reads an image file as :func:`as_mode`, and names it in the error."""
+    try:
+        with Image.open(file) as image:
+            return as_mode(image, mode)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
-    Args:
-        folder: What :func:`read_folder` found.
-        mode: ``"RGB"`` or ``"L"``.
-        replace: Whether the next image stands in for one that cannot be read, as in timm. It is
-            named then, and counted.
+
+class FolderImages(Dataset):
+    """The images of a folder in one mode, ``(PIL image, class index)`` each.
+
+    With ``replace`` the next image stands in for one that cannot be read, as in timm; it is named
+    then, and counted.
     """
 
     def __init__(self, folder: ImageFolder, mode: str, replace: bool) -> None:
@@ -187,8 +209,7 @@ class FolderImages(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int):
-        for place in range(index, index + len(self)):
-            place %= len(self)
+        for place in itertools.chain(range(index, len(self)), range(index)):
             try:
                 image = read_image(self.files[place], self.mode)
             except ValueError as error:
@@ -197,11 +218,11 @@ class FolderImages(Dataset):
                 if not self._broken[place]:
                     self._broken[place] = True
                     tqdm.write(f"{error}; the next image stands in for it", file=sys.stderr)
-                continue
-            break
-        else:
-            raise ValueError(f"{self.files[index].parent}: none of {len(self)} images can be read")
-        return image if self.transform is None else self.transform(image), self.targets[place]
+            else:
+                return image if self.transform is None else self.transform(image), self.targets[
+                    place
+                ]
+        raise ValueError(f"{self.files[index].parent}: none of {len(self)} images can be read")
 
     @property
     def broken(self) -> int:
@@ -209,35 +230,23 @@ class FolderImages(Dataset):
         return int(self._broken.sum())
 
 
-def read_image(file: Path, mode: str) -> Image.Image:
-    """Reads an image file.
-
-    Raises:
-        ValueError: If it is no whole image or its pixels' range is not known, naming the file.
-    """
-    try:
-        with Image.open(file) as image:
-            return as_mode(image, mode)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def listed(names: Sequence[Any]) -> str:
-    """Names the first few of many."""
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(map(str, names[:_NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Gives all files below a folder, through links too, but into no folder twice on the way."""
-    for place, folders, files in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(place)}
-        above |= {os.path.realpath(parent) for parent in Path(place).parents}
-        folders[:] = [n for n in folders if os.path.realpath(os.path.join(place, n)) not in above]
-        yield from (Path(place, file) for file in files)
-
-
-def _printable(name: str) -> str:
-    """Returns a name as text: one form for each accent, and bytes that are no UTF-8 spelled out."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", text)
+def open_tar(root: Path, split: str) -> ImageDataset:
+    """Opens ``SPLIT.tar``, read by timm, with the classes that its folder would have."""
+    names = dict.fromkeys((split, *stand_ins(split)))
+    found = [root / f"{name}.tar" for name in names if (root / f"{name}.tar").is_file()]
+    if not found or (len(found) > 1 and found[0].stem != split):
+        there = listed(sorted(path.name for path in root.glob("*.tar"))) or "no .tar file"
+        raise ValueError(f"{root} has no {split}.tar, or more than one for it: it has {there}")
+    add_img_extensions(sorted(image_extensions()))
+    reader = ReaderImageInTar(str(found[0]))
+    members = [[p for p in sample[0].name.split("/") if p != "."] for sample in reader.samples]
+    if len({parts[0] for parts in members}) == 1 and all(len(parts) > 2 for parts in members):
+        members = [parts[1:] for parts in members]  # the split's own folder was packed
+    if any(len(parts) < 2 for parts in members):
+        raise ValueError(f"{found[0]} has images beside the classes' folders")
+    seen = [i for i, parts in enumerate(members) if not any(p.startswith(".") for p in parts)]
+    classes = sorted({members[index][0] for index in seen}, key=natural_order)
+    reader.class_name_to_idx = {name: target for target, name in enumerate(classes)}
+    reader.samples = [reader.samples[index] for index in seen]
+    reader.targets = [reader.class_name_to_idx[members[index][0]] for index in seen]
+    return ImageDataset(str(found[0]), reader=reader, input_img_mode="")

@@ -1,4 +1,4 @@
-"""An embedded data set: characters over crops of photographs, made on the spot.
+"""An embedded data set of characters over crops of photographs, drawn when it is opened.
 
 The faces are the ones that matplotlib ships (DejaVu, STIX), the photographs scikit-learn's
 (``china.jpg`` and ``flower.jpg``, CC BY). Nothing is downloaded, any image size can be had, the
@@ -44,7 +44,7 @@ _LEAST_CONTRAST = 0.3  # of the character's colour to the background's, in [0, 1
 
 @dataclass(frozen=True)
 class _Drawing:
-    """All that is random about one image; lengths and places as shares of its size."""
+    """The random properties of one image; lengths and places are shares of its size."""
 
     face: int
     rotation: float
@@ -125,6 +125,7 @@ def _draw(random: np.random.Generator) -> _Drawing:
 
 
 def _render(character: str, drawing: _Drawing, size: int):
+    """Renders an image ``[size, size, 3]`` and the mask of its character ``[size, size]``."""
     background = _background(drawing, size)
     stencil = _stencil(character, drawing.face).rotate(
         drawing.rotation, resample=Image.Resampling.BICUBIC, expand=True

@@ -11,7 +11,8 @@ from timm.utils import reduce_tensor
 from torch import Tensor, nn
 
 from harness.config import RunConfig, ScheduleConfig
-from harness.data import Splits, make_loader
+from harness.data import Splits
+from harness.loader import make_loader
 from harness.methods import METHODS
 
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART, RunConfig
-from harness.data import load_splits, make_loader
+from harness.data import load_splits
 from harness.device import autocast, device_name, from_first, timed
 from harness.learner import (
     BuildLearner,
@@ -31,6 +31,7 @@ from harness.learner import (
     make_optimizer,
     training_step,
 )
+from harness.loader import make_loader
 from harness.measure import measure
 from harness.models import create_network
 from harness.store import (

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fewshot.tasks import TaskBatches, TaskConfig, in_batches, way_labels
 from harness.config import RunConfig
-from harness.data import Splits, make_loader, targets_of
+from harness.data import Splits, targets_of
+from harness.loader import make_loader
 
 
 def task_loader(

@@ -19,8 +19,9 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
+from harness.data import DataConfig, Splits, Subset, load_splits
 from harness.device import autocast, device_name
+from harness.loader import make_loader
 from harness.methods.base import evaluation_mode, needs
 from harness.store import RUN, append_result, load_checkpoint, read_results
 from harness.train import checkpoint_path, load_model

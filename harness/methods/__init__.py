@@ -1,20 +1,35 @@
-"""The mixing methods, one file each; importing a file puts its methods into the registry.
-
-They stand in tables in the order of this list.
-"""
+"""The mixing methods by name; importing a module registers its methods, in the tables' order."""
 
 from harness.methods import (  # noqa: F401
-    none,
-    mixup,
-    cutmix,
-    mixup_cutmix,
+    timm_mixup,
     manifold,
     saliencymix,
     puzzlemix,
     comixup,
     sage,
-    sage_ablations,
 )
-from harness.methods.base import METHODS, REQUIRES
+from harness.methods.base import (
+    METHODS,
+    REQUIRES,
+    Mix,
+    evaluation_mode,
+    needs,
+    no_steps,
+    normalised,
+    register,
+    unnormalised,
+)
+from harness.methods.sage import is_sage
 
-__all__ = ["METHODS", "REQUIRES"]
+__all__ = [
+    "METHODS",
+    "REQUIRES",
+    "Mix",
+    "evaluation_mode",
+    "is_sage",
+    "needs",
+    "no_steps",
+    "normalised",
+    "register",
+    "unnormalised",
+]

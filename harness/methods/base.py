@@ -1,10 +1,10 @@
-"""What the methods have in common: their settings, and what more than one of them does."""
+"""The registry of mixing methods, and what more than one of them needs."""
 
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +14,30 @@ from harness.config import MethodConfig
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images ``[B, C, H, W]`` and class indices ``[B]`` to mixed images and targets ``[B, K]``."""
 
-
 Build = Callable[[MethodConfig, nn.Module, nn.Module, int], Mix]
-"""Makes a method for its settings, a model, the model's loss and a number of classes."""
+"""Makes a method from its settings, the model in training, its loss and the number of classes."""
 
 METHODS: dict[str, Build] = {}
-"""What makes each method, by its name."""
+"""The function or class that makes each method, by the method's name."""
 
 REQUIRES: dict[str, str] = {}
-"""The module that a method needs beside the harness's own."""
+"""The module that a method needs and that not everybody has installed."""
+
+_Build = TypeVar("_Build", bound=Build)
 
 
-def register(name: str, requires: str | None = None) -> Callable[[Build], Build]:
-    """Puts what makes a method into the registry.
+def register(name: str, requires: str | None = None) -> Callable[[_Build], _Build]:
+    """Registers what makes a method.
 
     Args:
-        name: What the method is called on the command line.
+        name: The method's name on the command line.
         requires: A module that it needs and that not everybody has installed.
 
     Raises:
         ValueError: If there is a method of that name.
     """
 
-    def put(build: Build) -> Build:
+    def put(build: _Build) -> _Build:
         if name in METHODS:
             raise ValueError(f"name must be new, but there is a method {name!r}")
         METHODS[name] = build
@@ -48,11 +49,7 @@ def register(name: str, requires: str | None = None) -> Callable[[Build], Build]
 
 
 def needs(module: str, name: str, extra: str = "peers") -> Any:
-    """Imports a module that only the method or measurement called ``name`` needs.
-
-    Raises:
-        ImportError: If it is not installed, naming the extra that installs it.
-    """
+    """Imports a module that only ``name`` needs; the ImportError names the extra that has it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -62,13 +59,13 @@ def needs(module: str, name: str, extra: str = "peers") -> Any:
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Returns what a network takes of images ``[..., C, H, W]`` of bytes, 0 to 255."""
+    """Normalises images ``[..., C, H, W]`` of bytes, as a network takes them."""
     scale, offset = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (std, mean))
     return (pixels / 255 - offset) / scale
 
 
 def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Returns what normalised images ``[..., C, H, W]`` were before, pixels in [0, 1]."""
+    """Turns normalised images ``[..., C, H, W]`` back into pixels in [0, 1]."""
     options = {"dtype": torch.float32, "device": images.device}
     scale, offset = (torch.tensor(values, **options).view(-1, 1, 1) for values in (std, mean))
     return images.float() * scale + offset
@@ -76,7 +73,7 @@ def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 @contextmanager
 def no_steps() -> Iterator[None]:
-    """Keeps a shared gradient quiet that finds no use, since mixes are only looked at here."""
+    """Silences the warning of a shared gradient without a step, where mixes are only looked at."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "update_ratio=.* had no effect", RuntimeWarning)
         yield

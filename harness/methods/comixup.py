@@ -10,6 +10,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, needs, register
+from harness.methods.puzzlemix import block_saliency, cut_grid, over_channels
 from sage_timm.gradient import input_gradient
 from sage_timm.shared_gradient import SharedGradient
 
@@ -31,6 +32,7 @@ _PREFER_HALF = 5e-4  # between equals, a block is shared
 Array = NDArray[np.float64]
 
 
+@register("comixup", requires="gco")
 class CoMixup:
     """Makes each batch of mixes out of all its images jointly: salient, smooth, and unlike.
 
@@ -45,13 +47,6 @@ class CoMixup:
     The saliency's backward pass also gives the clean loss's gradient; the step takes the mean of
     both losses (the authors' clean input regularisation, which adds them up).
 
-    Args:
-        model: The model in training.
-        loss_fn: Its loss.
-        classes: The number of classes.
-        alpha: The Dirichlet distribution's parameter.
-        label_smoothing: Label smoothing.
-
     Raises:
         ImportError: If gco-wrapper is not installed.
 
@@ -59,23 +54,16 @@ class CoMixup:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: nn.Module,
-        classes: int,
-        alpha: float,
-        label_smoothing: float,
+        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
     ) -> None:
-        self.model = model
-        self.loss_fn = loss_fn
-        self.classes = classes
-        self.alpha = alpha
-        self.label_smoothing = label_smoothing
+        self.model, self.loss_fn, self.classes = model, loss_fn, classes
+        self.alpha = config.alpha_or(_ALPHA)
+        self.label_smoothing = config.label_smoothing
         self.shared = SharedGradient(1 - _CLEAN_SHARE)
         self.gco = needs("gco", "comixup")
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixes the images of each group; see the class.
+        """Mixes the images ``[B, C, H, W]`` of each group.
 
         Raises:
             ValueError: If the images are smaller than the blocks are many.
@@ -88,42 +76,30 @@ class CoMixup:
         self.shared.drop()
         clean = mixup_target(targets, self.classes, smoothing=self.label_smoothing)
         gradient = input_gradient(self.model, images, clean, self.loss_fn, parameters=True)
-        saliency = gradient.images.float().square().mean(dim=1).sqrt()
-        parts = [
-            self._mix(*group)
-            for group in zip(
-                images.split(_PARTITION),
-                clean.split(_PARTITION),
-                saliency.split(_PARTITION),
-                strict=True,
-            )
-        ]
+        groups = (t.split(_PARTITION) for t in (images, clean, over_channels(gradient.images)))
+        parts = [self.mix_group(*group) for group in zip(*groups, strict=True)]
         mixed, mixed_targets = (torch.cat(part) for part in zip(*parts, strict=True))
         self.shared.offer(self.model, gradient.parameters, mixed, mixed_targets, self.loss_fn)
         return mixed, mixed_targets
 
-    def _mix(self, images: Tensor, targets: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+    def mix_group(self, images: Tensor, targets: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixes images ``[N, C, H, W]`` and targets ``[N, K]`` by saliency ``[N, H, W]``."""
         count = len(images)
-        blocks = F.adaptive_avg_pool2d(saliency[:, None], _BLOCKS).flatten(1)
-        blocks = blocks / blocks.sum(dim=1, keepdim=True).clamp_min(torch.finfo(blocks.dtype).tiny)
+        blocks = block_saliency(saliency, _BLOCKS).flatten(1)
         prior = np.log(np.random.dirichlet(np.full(count, self.alpha)) + 1e-8)
         cost = -blocks.T.double().cpu().numpy() - _PRIOR / _BLOCKS**2 * prior
-        shares = self._assign(cost, _compatibility(saliency))
-        weights = torch.from_numpy(shares).to(images)
+        weights = torch.from_numpy(self.assign(cost, _compatibility(saliency))).to(images)
         mask = weights.mT.reshape(count * count, 1, _BLOCKS, _BLOCKS)
         mask = F.interpolate(mask, size=images.shape[-2:]).view(count, count, *images.shape[-2:])
         mixed = torch.einsum("oihw,ichw->ochw", mask, images)
         return mixed, weights.mean(dim=1).to(targets) @ targets
 
-    def _assign(self, cost: Array, compatibility: Array) -> Array:
+    def assign(self, cost: Array, compatibility: Array) -> Array:
         """Gives the blocks of as many mixes as there are images to the images.
 
-        Args:
-            cost: What it costs to give a block to an image, ``[blocks, images]``.
-            compatibility: How much an image's use counts against another, ``[images, images]``.
-
-        Returns:
-            Shares ``[mixes, blocks, images]`` of 0, 1/2 and 1, whose sum over the images is 1.
+        Takes the cost of giving a block to an image ``[blocks, images]``, and how much an image's
+        use counts against another ``[images, images]``; returns shares ``[mixes, blocks, images]``
+        of 0, 1/2 and 1, whose sum over the images is 1.
         """
         blocks, count = cost.shape
         shares = np.eye(count)[np.random.randint(count, size=(count, blocks))]
@@ -137,30 +113,21 @@ class CoMixup:
         return shares
 
     def _cut(self, cost: Array, labels: Array) -> NDArray[np.intp]:
-        """The label of each block; a border costs half the squared distance of its two labels."""
+        """Labels each block; a border costs half the squared distance of its two labels."""
         unary = cost @ labels.T - _PREFER_HALF * (labels.max(axis=1) < 1)
         distance = ((labels[:, None] - labels) ** 2).sum(axis=2) / 2
-        border = round(_INTEGER_SCALE * _SMOOTHNESS / len(cost) / 4)  # distances are quarters
-        found: NDArray[np.intp] = self.gco.cut_grid_graph(
-            np.ascontiguousarray(
-                (_INTEGER_SCALE * unary).round().astype(np.int32).reshape(_BLOCKS, _BLOCKS, -1)
-            ),
-            np.ascontiguousarray((4 * distance).round().astype(np.int32)),
-            np.full((_BLOCKS - 1, _BLOCKS), border, dtype=np.int32),
-            np.full((_BLOCKS, _BLOCKS - 1), border, dtype=np.int32),
-            algorithm="swap",
+        border = _INTEGER_SCALE * _SMOOTHNESS / len(cost) / 4  # distances are quarters
+        return cut_grid(
+            self.gco,
+            _INTEGER_SCALE * unary.reshape(_BLOCKS, _BLOCKS, -1),
+            4 * distance,
+            np.full((_BLOCKS - 1, _BLOCKS), border),
+            np.full((_BLOCKS, _BLOCKS - 1), border),
         )
-        return found
-
-
-@register("comixup", requires="gco")
-def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> CoMixup:
-    """Makes Co-Mixup with the paper's values."""
-    return CoMixup(model, loss_fn, classes, config.alpha_or(_ALPHA), config.label_smoothing)
 
 
 def _compatibility(saliency: Tensor) -> Array:
-    """Identity, and a little of the distance between the images' most salient places."""
+    """Adds to the identity a little of the distance between the images' most salient places."""
     count, height, width = saliency.shape
     window = (height // _BLOCKS, width // _BLOCKS)
     places = F.avg_pool2d(saliency[:, None], window, stride=1)[:, 0]
@@ -174,7 +141,7 @@ def _compatibility(saliency: Tensor) -> Array:
 
 
 def _labels(shares: Array) -> Array:
-    """Every image, and the halves of those that a mix uses most: ``[labels, images]``."""
+    """Lists every image, and halves of those that a mix uses most: ``[labels, images]``."""
     use = shares.sum(axis=0)
     used = [int(i) for i in np.argsort(-use, kind="stable")[:_HALVES] if use[i] > 0]
     images = np.eye(shares.shape[1])
@@ -183,7 +150,7 @@ def _labels(shares: Array) -> Array:
 
 
 def _same_images(shares: Array) -> Array:
-    """For two mixes of the same images, one use too many of one image each: ``[mixes, images]``."""
+    """Charges two mixes of the same images a use of one image each: ``[mixes, images]``."""
     cost = np.zeros((len(shares), shares.shape[2]))
     used = shares.sum(axis=1) > 0
     for one, other in itertools.combinations(range(len(shares)), 2):

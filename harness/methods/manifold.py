@@ -15,17 +15,13 @@ _HIDDEN_LAYERS = 2  # the paper mixes after one of the first two stages, or the 
 _STAGE = re.compile(r"(features\.)?(stages|blocks|layers|layer|features|s)\.?\d+")
 
 
+@register("manifold")
 class ManifoldMixup:
     """Mixes the batch with its reverse, at the images or at the output of an early stage.
 
-    The layer is drawn for each batch. For a hidden one a forward hook waits for the model's next
-    pass in training mode, and mixes there what the images come to; the images stay as they are.
-
-    Args:
-        model: Any timm model whose ``feature_info`` names its stages.
-        classes: The number of classes.
-        alpha: The Beta distribution's parameter.
-        label_smoothing: Label smoothing.
+    The layer and the weight are drawn for each batch. For a hidden layer a forward hook waits for
+    the model's next pass in training mode, and mixes there what the images come to; the images stay
+    as they are. The model is any of timm's whose ``feature_info`` names its stages.
 
     Raises:
         ValueError: If the model names fewer than two stages.
@@ -34,7 +30,7 @@ class ManifoldMixup:
     """
 
     def __init__(
-        self, model: nn.Module, classes: int, alpha: float, label_smoothing: float
+        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
     ) -> None:
         names = [info["module"] for info in getattr(model, "feature_info", [])]
         stages = [name for name in names if _STAGE.fullmatch(name)][:_HIDDEN_LAYERS]
@@ -45,12 +41,12 @@ class ManifoldMixup:
             )
         self.layers = [model.get_submodule(name) for name in stages]
         self.classes = classes
-        self.alpha = alpha
-        self.label_smoothing = label_smoothing
+        self.alpha = config.alpha_or(_ALPHA)
+        self.label_smoothing = config.label_smoothing
         self._waiting: RemovableHandle | None = None
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws the layer and the weight; see the class."""
+        """Draws the layer and the weight, and mixes images ``[B, C, H, W]`` or has them mixed."""
         layer = np.random.randint(len(self.layers) + 1)
         lam = np.random.beta(self.alpha, self.alpha)
         if self._waiting is not None:  # its batch never reached the model
@@ -58,26 +54,19 @@ class ManifoldMixup:
         if layer == 0:
             images = _mix(images, lam)
         else:
-            self._waiting = self._mix_output_once(self.layers[layer - 1], lam)
+            self._waiting = _mix_output_once(self.layers[layer - 1], lam)
         return images, mixup_target(targets, self.classes, lam, self.label_smoothing)
 
-    def _mix_output_once(self, layer: nn.Module, lam: float) -> RemovableHandle:
-        def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-            if not module.training:
-                return None
-            handle.remove()
-            return _mix(output, lam)
 
-        handle = layer.register_forward_hook(hook)
-        return handle
+def _mix_output_once(layer: nn.Module, lam: float) -> RemovableHandle:
+    def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        handle.remove()
+        return _mix(output, lam)
 
-
-@register("manifold")
-def build(
-    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-) -> ManifoldMixup:
-    """Makes Manifold Mixup with one weight and one layer for the batch."""
-    return ManifoldMixup(model, classes, config.alpha_or(_ALPHA), config.label_smoothing)
+    handle = layer.register_forward_hook(hook)
+    return handle
 
 
 def _mix(hidden: Tensor, lam: float) -> Tensor:

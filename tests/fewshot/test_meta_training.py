@@ -14,7 +14,8 @@ from fewshot.learners import LEARNERS
 from fewshot.measure import EvaluationConfig, check_episodes, epoch_measure, evaluate
 from fewshot.tasks import TaskConfig
 from harness.config import ScheduleConfig
-from harness.data import DataConfig, load_splits, make_loader
+from harness.data import DataConfig, load_splits
+from harness.loader import make_loader
 from harness.methods.base import MethodConfig
 from harness.models import create_network
 from harness.store import read_results

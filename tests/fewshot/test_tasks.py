@@ -4,7 +4,8 @@ from PIL import Image
 
 from fewshot.episodes import EpisodeConfig, draw_episodes
 from fewshot.tasks import TaskBatches, TaskConfig, in_batches, in_order, way_labels
-from harness.data import DataConfig, Subset, make_loader, targets_of
+from harness.data import DataConfig, Subset, targets_of
+from harness.loader import make_loader
 
 CPU = torch.device("cpu")
 TARGETS = [image // 10 for image in range(60)]

@@ -14,7 +14,7 @@ import torch
 import fewshot.__main__
 import harness.__main__
 from fewshot.commands.train import data_folder
-from harness.methods import METHODS, none
+from harness.methods import METHODS
 from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ def test_a_signal_ends_with_a_line_and_the_same_command_goes_on(
     before = signal.getsignal(sent)
 
     def build(config, model, loss_fn, classes):
-        mix = none.build(config, model, loss_fn, classes)
+        mix = METHODS["none"](config, model, loss_fn, classes)
         batches = iter(range(1000))
 
         def signalled(images, targets):
@@ -227,7 +227,7 @@ def test_a_signal_ends_with_a_line_and_the_same_command_goes_on(
     assert errors.endswith("\nharness: interrupted: the same command goes on where it was\n")
     assert not (tmp_path / "failures.jsonl").exists()
     assert signal.getsignal(sent) is before
-    monkeypatch.setitem(METHODS, "mixed", none.build)
+    monkeypatch.setitem(METHODS, "mixed", METHODS["none"])
     ended, _, errors = call(line)
     assert ended == 0
     assert "mixed  seed 0  resumed at epoch 1 of 2\n" in errors

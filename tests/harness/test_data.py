@@ -14,8 +14,17 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+import harness.data
 from harness.config import RunConfig, ScheduleConfig
-from harness.data import DataConfig, balanced_indices, fingerprint, load_splits, make_loader
+from harness.data import (
+    DataConfig,
+    balanced_indices,
+    fingerprint,
+    load_splits,
+    register_dataset,
+)
+from harness.glyphs import Glyphs
+from harness.loader import make_loader
 from harness.train import load_model, train
 
 MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -54,6 +63,23 @@ def test_the_fingerprint_is_of_the_images_not_of_their_place(folder, tmp_path):
     shutil.copytree(copy, fewer.data_dir)
     (tmp_path / "fewer/train/ant/3.png").unlink()
     assert fingerprint(fewer) != fingerprint(folder)
+
+
+def test_a_registered_data_set_is_opened_by_its_name(monkeypatch):
+    monkeypatch.setattr(harness.data, "_REGISTERED", {})
+    config = DataConfig("mine", train_size=4)
+    with pytest.raises(ValueError, match="got 'mine'"):
+        load_splits(config, seed=0)
+
+    def open_split(settings, split):
+        assert settings.dataset == "mine"
+        return Glyphs(split, 8, 16, classes=2 if split == "train" else 3)
+
+    register_dataset("mine", open_split, hflip=0.2)
+    splits = load_splits(config, seed=0)
+    assert (splits.classes, splits.hflip) == (["1", "2"], 0.2)
+    assert (len(splits.train), len(splits.validation)) == (4, 8)
+    assert fingerprint(config) != fingerprint(replace(config, train_split="test"))
 
 
 def test_reads_torchvisions_cifar_through_timm(tmp_path):

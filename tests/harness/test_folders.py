@@ -19,16 +19,18 @@ import harness.check
 from harness.check import check_folder, describe, same_images
 from harness.commands.check import Check
 from harness.config import DataConfig
-from harness.data import fingerprint, load_splits, make_loader, open_tar
+from harness.data import fingerprint, load_splits
 from harness.folders import (
     FolderImages,
     as_mode,
     find_split,
     image_extensions,
     natural_order,
+    open_tar,
     read_folder,
     read_image,
 )
+from harness.loader import make_loader
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -406,6 +408,15 @@ class TestCheck:
         with pytest.raises(ValueError, match="lacks: cat"):
             fingerprint(config(root))
         assert refused[0] == refused[1]
+
+    def test_opens_each_image_once_and_those_to_measure_on_once_more(self, root, monkeypatch):
+        opened = []
+        read = Image.open
+        monkeypatch.setattr(Image, "open", lambda file: opened.append(file) or read(file))
+        checked = check_folder(root, "train", "validation", "RGB")
+        describe([checked.train, checked.validation])
+        assert check_folder(root, "train", "validation", "RGB") is checked
+        assert sorted(opened) == sorted(checked.train.files + 2 * checked.validation.files)
 
     def test_describes_copies(self, root):
         shutil.copy(root / "train" / "ant" / "0.png", root / "train" / "cat" / "7.png")

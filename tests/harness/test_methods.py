@@ -1,5 +1,6 @@
 import importlib
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -8,12 +9,11 @@ import torch
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
+from torch.autograd import forward_ad
 
 import harness.models  # noqa: F401
 from harness.methods import METHODS, comixup, puzzlemix
 from harness.methods.base import MethodConfig
-from harness.methods.manifold import ManifoldMixup
-from harness.methods.saliencymix import SaliencyMix
 
 
 @pytest.fixture
@@ -136,23 +136,27 @@ def test_every_method_gives_the_same_bits_for_the_same_seed(model, images, name)
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none"}))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"manifold"}))  # mixes hidden layers
 def test_a_label_weighs_what_is_left_of_its_image(model, images, name):
-    """Over many draws every method mixes, and most of them half of each image on average.
-
-    SaliencyMix leaves half of the batches alone and clips its region at the border; a translation
-    by chance leaves three quarters of image 0 bare.
-    """
+    """The mix's derivative in the direction of a class's images is the weight of their pixels."""
     x, _ = images
-    mix = make(name, model, lambda_max=1)
+    windows = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) ** 4
+    x = x * 3 * windows.repeat_interleave(8, 2).repeat_interleave(8, 3)  # something stands out
+    y = torch.arange(8) % 2  # an image and its partner are of two classes
+    mix = make(name, model)
     weights = []
-    for seed in range(60):
+    for seed in range(20):
         random_seed(seed)
-        weights.append(mix(x.clone(), torch.tensor([0] * 4 + [1] * 4))[1][:4, 0])
-    weights = torch.stack(weights)
-    mean = {"saliencymix": 0.85, "sage-random-translation": 0.875}.get(name, 0.5)
-    assert weights.mean() == pytest.approx(mean, abs=0.2)
-    assert weights.std() > 0.05
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own first use
+            marked = forward_ad.make_dual(
+                x.clone(), (y == 0).float().view(-1, 1, 1, 1).expand_as(x)
+            )
+            mixed, targets = mix(marked, y)
+            kept = forward_ad.unpack_dual(mixed).tangent
+        torch.testing.assert_close(kept.mean(dim=(1, 2, 3)), targets[:, 0], rtol=0, atol=1e-5)
+        weights.append(targets[::2, 0])
+    assert (torch.stack(weights).std() > 0.05) == (name != "none")
 
 
 class TestManifold:
@@ -165,7 +169,7 @@ class TestManifold:
             random_seed(seed)
             layer, lam = np.random.randint(3), np.random.beta(2.0, 2.0)
             random_seed(seed)
-            mix = ManifoldMixup(model, 5, 2.0, 0.0)
+            mix = make("manifold", model)
             inputs, targets = mix(x.clone(), y)
             for stage in mix.layers:
                 stage.training = True
@@ -186,7 +190,7 @@ class TestManifold:
     def test_validation_is_not_mixed_and_an_unused_hook_goes(self, model, images):
         x, y = images
         clean = model.eval()(x)
-        mix = ManifoldMixup(model, 5, 2.0, 0.0)
+        mix = make("manifold", model)
         for seed in range(10):
             random_seed(seed)
             mix(x, y)
@@ -195,12 +199,12 @@ class TestManifold:
 
     @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "regnety_002"])
     def test_finds_the_stages_of_timms_models(self, name):
-        layers = ManifoldMixup(timm.create_model(name), 5, 2.0, 0.0).layers
+        layers = make("manifold", timm.create_model(name)).layers
         assert len(layers) == 2
 
     def test_a_model_without_stages_is_refused(self, small_net):
         with pytest.raises(ValueError, match="manifold needs a timm model whose feature_info"):
-            ManifoldMixup(small_net(), 5, 2.0, 0.0)
+            make("manifold", small_net())
 
 
 class TestSaliencyMix:
@@ -209,7 +213,7 @@ class TestSaliencyMix:
         x[-1, :, 20:23, 8:11] = 1.0  # the first image's partner, with one bright spot
         x += torch.arange(6.0).view(6, 1, 1, 1) * 1e-3
         y = torch.arange(6) % 5
-        mix = SaliencyMix(5, (0.0,) * 3, (1.0,) * 3, alpha=1.0, label_smoothing=0.0)
+        mix = make("saliencymix", torch.nn.Identity())
         mixes = 0
         for seed in range(40):
             random_seed(seed)
@@ -237,129 +241,114 @@ class TestSaliencyMix:
 
 
 class TestPuzzleMix:
-    def energy(self, shares, s0, s1, x0, x1, smoothness):
-        """The paper's energy of one labelling by 0 and 1, block by block, without the prior."""
+    def energy(self, shares, s0, s1, x0, x1, lam):
+        """The paper's energy of one labelling by 0, 1/2 and 1 (Eq. 2 to 4), block by block.
+
+        The pictures' differences at a border are those of whole labels, for halves the quadratic
+        form through them; it does not reward two labels that differ.
+        """
         blocks = len(shares)
         step = x0.shape[1] // blocks
-        pictures = (x0, x1)
+        label_smoothness = 1.2 / 16 / blocks
         total = 0.0
         for i, j in itertools.product(range(blocks), repeat=2):
-            total += s0[i, j] * shares[i, j] + s1[i, j] * (1 - shares[i, j])
+            z = shares[i, j]
+            total += s0[i, j] * z + s1[i, j] * (1 - z)
+            binomial = {0.0: lam**2, 0.5: 2 * lam * (1 - lam), 1.0: (1 - lam) ** 2}
+            total -= 0.2 / blocks**2 * np.log(binomial[z])
+            rows, columns = (slice(k * step, (k + 1) * step) for k in (i, j))
             for di, dj in ((1, 0), (0, 1)):
                 if i + di >= blocks or j + dj >= blocks:
                     continue
-                first, second = (pictures[int(shares[p])] for p in ((i, j), (i + di, j + dj)))
-                if di:
-                    columns = slice(j * step, (j + 1) * step)
-                    a, b = first[:, (i + 1) * step - 1, columns], second[:, (i + 1) * step, columns]
-                else:
-                    rows = slice(i * step, (i + 1) * step)
-                    a, b = first[:, rows, (j + 1) * step - 1], second[:, rows, (j + 1) * step]
-                total += smoothness * (shares[i, j] - shares[i + di, j + dj]) ** 2
-                total += smoothness * 0.5 * np.abs(a - b).mean()
+                last, first = (i + 1) * step - 1, (j + 1) * step - 1
+                at = (slice(None), last, columns) if di else (slice(None), rows, first)
+                past = (slice(None), last + 1, columns) if di else (slice(None), rows, first + 1)
+                (d00, d01), (d10, d11) = (
+                    [label_smoothness * 0.5 * np.abs(a[at] - b[past]).mean() for b in (x0, x1)]
+                    for a in (x0, x1)
+                )
+                y = shares[i + di, j + dj]
+                apart = (d01 + d10 - d00 - d11) / 2
+                total += d00 + z * (d10 - d00 - apart) + y * (d01 - d00 - apart)
+                total += max(label_smoothness + apart, 0) * (z - y) ** 2
         return total
 
-    def test_the_energy_is_the_papers_for_every_labelling(self):
-        random = np.random.default_rng(0)
-        x0, x1 = random.random((2, 3, 8, 8))
-        s0, s1 = random.random((2, 2, 2))
-        unary, down, right = puzzlemix._energy(
-            *(torch.from_numpy(v)[None] for v in (s0, s1, x0, x1)), 0.3, 0.5
-        )
-        unary, down, right = (v[0].numpy() for v in (unary, down, right))
-        differences = []
-        for labels in itertools.product((0, 1), repeat=4):
-            z = np.array(labels).reshape(2, 2)
-            ours = (unary * z).sum() + (down * (z[:-1] - z[1:]) ** 2).sum()
-            ours += (right * (z[:, :-1] - z[:, 1:]) ** 2).sum()
-            differences.append(self.energy(z, s0, s1, x0, x1, 0.3) - ours)
-        np.testing.assert_allclose(differences, differences[0], atol=1e-9)
-
     @pytest.mark.parametrize("lam", [0.1, 0.5, 0.8])
-    def test_the_graph_cut_reaches_the_best_of_all_labellings(self, model, images, lam):
-        x, y = images
-        pixels = (x / 6 + 0.5).clamp(0, 1)
-        mix = make("puzzlemix", model)
-        saliency = mix._saliency(x, y)
-        found = mix._block_shares(saliency, pixels, 2, lam).double().numpy()
-        own = puzzlemix._pool(saliency, 2)
-        smoothness = 1.2 / 32
-        unary, down, right = (
-            v.double().numpy()
-            for v in puzzlemix._energy(own, own.flip(0), pixels, pixels.flip(0), smoothness, 0.5)
+    def test_the_graph_cut_reaches_the_best_of_all_labellings(self, model, lam):
+        """Flat patches of so much contrast that their borders count as much as the rest."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = 20 * torch.rand(32, 3, 4, 4, generator=generator)
+        saliency = 1 + torch.rand(32, 2, 2, generator=generator)
+        pixels, saliency = (
+            v.repeat_interleave(32 // v.shape[-1], -1).repeat_interleave(32 // v.shape[-1], -2)
+            for v in (pixels, saliency)
         )
-        binomial = {0.0: lam**2, 0.5: 2 * lam * (1 - lam), 1.0: (1 - lam) ** 2}
-
-        def energy(pair, z):
-            total = (unary[pair] * z).sum() + (down[pair] * (z[:-1] - z[1:]) ** 2).sum()
-            total += (right[pair] * (z[:, :-1] - z[:, 1:]) ** 2).sum()
-            return total - 0.2 / 4 * sum(np.log(binomial[v]) for v in z.flat)
-
-        for pair in range(8):
+        found = make("puzzlemix", model).shares(saliency, pixels, 2, lam).double().numpy()
+        pooled = saliency.unfold(1, 16, 16).unfold(2, 16, 16).sum(dim=(3, 4))
+        own = (pooled / pooled.sum(dim=(1, 2), keepdim=True)).double().numpy()
+        pixels = pixels.double().numpy()
+        for pair in range(32):
+            parts = own[pair], own[31 - pair], pixels[pair], pixels[31 - pair], lam
             best = min(
-                energy(pair, np.array(z).reshape(2, 2))
-                for z in itertools.product((0.0, 0.5, 1.0), repeat=4)
+                self.energy(np.array(labels).reshape(2, 2), *parts)
+                for labels in itertools.product((0.0, 0.5, 1.0), repeat=4)
             )
-            assert energy(pair, found[pair]) <= best + 2e-3
+            assert self.energy(found[pair], *parts) <= best + 2e-3
 
-    def test_moving_only_rearranges_patches(self):
-        x = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16)
-        share = (torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-        saliency = puzzlemix._pool(torch.rand(2, 16, 16), 4)
-        moved = puzzlemix._move(x, share, saliency)
-
-        def pieces(images):
-            return sorted(
-                tuple(p.flatten().tolist())
-                for p in images.unfold(2, 4, 4)
-                .unfold(3, 4, 4)
-                .permute(0, 2, 3, 1, 4, 5)
-                .flatten(0, 2)
+    @pytest.mark.parametrize("levels", [3, 1000])
+    def test_patches_move_as_algorithm_1_says(self, levels):
+        """Patch by patch, on three by three of them; few levels of saliency make ties."""
+        generator = torch.Generator().manual_seed(0)
+        saliency = torch.randint(levels, (6, 3, 3), generator=generator) / levels
+        share = (torch.rand(6, 3, 3, generator=generator) > 0.5).float()
+        x = torch.arange(6 * 81.0).view(6, 1, 9, 9)
+        moved = puzzlemix.move(x, share, saliency)
+        places = list(itertools.product(range(3), repeat=2))
+        for image, kept, worth, found in zip(x, share, saliency, moved, strict=True):
+            cost = np.array(
+                [
+                    [
+                        np.float32(0.8) * np.float32(((i - k) ** 2 + (j - m) ** 2) / 4)
+                        - np.float32(worth[i, j]) * np.float32(kept[k, m] > 0)
+                        for k, m in places
+                    ]
+                    for i, j in places
+                ]
             )
-
-        assert pieces(moved) == pieces(x)
+            while True:
+                wanted = cost.argmin(axis=1)
+                takes = {}
+                for patch, place in enumerate(wanted):
+                    if place not in takes or cost[patch, place] < cost[takes[place], place]:
+                        takes[place] = patch
+                lost = [patch for patch, place in enumerate(wanted) if takes[place] != patch]
+                if not lost:
+                    break
+                cost[lost, wanted[lost]] += 1
+            assert sorted(takes) == list(range(9))  # the patches are rearranged, none is lost
+            pieces = image.unfold(1, 3, 3).unfold(2, 3, 3).reshape(9, 9)
+            expected = pieces[[takes[place] for place in range(9)]]
+            assert torch.equal(found.unfold(1, 3, 3).unfold(2, 3, 3).reshape(9, 9), expected)
 
     def test_without_saliency_nothing_moves(self):
         x = torch.randn(1, 3, 16, 16)
-        assert torch.equal(puzzlemix._move(x, torch.ones(1, 4, 4), torch.zeros(1, 4, 4)), x)
+        assert torch.equal(puzzlemix.move(x, torch.ones(1, 4, 4), torch.zeros(1, 4, 4)), x)
 
     def test_a_salient_patch_moves_next_door_to_where_it_is_kept(self):
         x = torch.arange(16.0).view(1, 1, 4, 4)
         share, saliency = torch.ones(1, 4, 4), torch.zeros(1, 4, 4)
         share[0, 1, 1], saliency[0, 1, 1] = 0, 1.0  # the only salient patch would be covered
-        moved = puzzlemix._move(x, share, saliency)
+        moved = puzzlemix.move(x, share, saliency)
         row, column = (int(v) for v in torch.where(moved[0, 0] == 5.0))
         assert abs(row - 1) + abs(column - 1) == 1
 
-    @pytest.mark.parametrize("levels", [3, 1000])
-    @pytest.mark.parametrize("rounds", [1, 2, 50])
-    def test_places_are_given_as_algorithm_1_says(self, levels, rounds):
-        """Patch by patch; few levels make ties, of which the first counts."""
-        cost = torch.randint(levels, (6, 9, 9), generator=torch.Generator().manual_seed(0)) / levels
-        found = puzzlemix._sources(cost.clone(), rounds)
-        for own, source in zip(cost.double().numpy(), found.tolist(), strict=True):
-            for _ in range(rounds):
-                wanted = [int(row.argmin()) for row in own]
-                takes = {}
-                for patch, place in enumerate(wanted):
-                    if place not in takes or own[patch, place] < own[takes[place], place]:
-                        takes[place] = patch
-                lost = [p for p, place in enumerate(wanted) if takes[place] != p]
-                for patch in lost:
-                    own[patch, wanted[patch]] += 1
-            assert source == [takes.get(place, place) for place in range(9)]
-
-    def test_leaves_the_network_in_training(self, model, images):
+    def test_leaves_the_network_as_it_was_frozen_parts_too(self, model, images):
+        model.stages[0].eval()  # as one freezes batch norm
+        modes = [module.training for module in model.modules()]
         before = {k: v.clone() for k, v in model.state_dict().items()}
         make("puzzlemix", model)(*images)
-        assert all(module.training for module in model.modules())
+        assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-    def test_leaves_frozen_parts_frozen(self, model, images):
-        model.stages[0].eval()  # as one freezes batch norm
-        before = [module.training for module in model.modules()]
-        make("puzzlemix", model)(*images)
-        assert [module.training for module in model.modules()] == before
 
     def test_odd_images_are_refused(self, model, batch):
         with pytest.raises(ValueError, match="needs images of even height and width, got 31x32"):
@@ -400,34 +389,10 @@ class TestCoMixup:
             for labels in itertools.product((0, 1), repeat=8)
         ]
         random_seed(seed)
-        shares = mix._assign(cost, np.eye(2))
+        shares = mix.assign(cost, np.eye(2))
         found = self.energy(shares, cost)
         # Halves can only be better; a descent from a random start may end beside the best.
         assert found <= np.quantile(energies, 0.05)
-
-    def test_no_swap_of_two_labels_betters_a_cut(self, mix, monkeypatch):
-        """Three images and the halves of two of them, on two by two blocks; every swap tried."""
-        monkeypatch.setattr(comixup, "_BLOCKS", 2)
-        labels = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0]])
-        random = np.random.default_rng(0)
-        for _ in range(10):
-            cost = 0.2 * random.random((4, 3))
-
-            def energy(choice, cost=cost):
-                z = labels[np.array(choice)]
-                grid = z.reshape(2, 2, 3)
-                border = sum(
-                    ((a - b) ** 2).sum() / 2
-                    for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]))
-                )
-                prefer = 5e-4 * sum(c == 3 for c in choice)
-                return (z * cost).sum() - prefer + 0.32 / 4 * border
-
-            found = mix._cut(cost, labels).tolist()
-            for one, other in itertools.combinations(range(4), 2):
-                places = [(one, other) if c in (one, other) else (c,) for c in found]
-                best = min(energy(c) for c in itertools.product(*places))
-                assert energy(found) <= best + 1e-4
 
     def test_pixels_and_targets_follow_the_same_shares(self, mix):
         """Images of one value each: the mean pixel of a mix is its targets' mean value."""
@@ -437,9 +402,12 @@ class TestCoMixup:
             top, left = 16 * (index % 2), 16 * (index // 2 % 2)
             saliency[index, top : top + 16, left : left + 16] = 1
         random_seed(0)
-        mixed, targets = mix._mix(x, torch.eye(8), saliency)
+        mixed, targets = mix.mix_group(x, torch.eye(8), saliency)
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(8.0) / 8)
         assert ((targets > 0).sum(dim=1) > 1).any()
+        corners = mixed[:, 0].unflatten(1, (2, 16)).unflatten(3, (2, 16)) * 8  # [8, 2, 16, 2, 16]
+        whose = torch.arange(2)[:, None, None, None] + 2 * torch.arange(2)[:, None]
+        assert (corners % 4 == whose).float().mean() > 0.5  # one in four by chance
         shares = torch.tensor([v for v in mixed.unique().tolist() if v not in x.unique()])
         torch.testing.assert_close(shares * 16, (shares * 16).round())  # halves of two images
 
@@ -447,7 +415,7 @@ class TestCoMixup:
         random = np.random.default_rng(0)
         cost = -random.dirichlet(np.full(16, 0.3), 20).T
         random_seed(0)
-        shares = mix._assign(cost, np.eye(20))
+        shares = mix.assign(cost, np.eye(20))
         np.testing.assert_allclose(shares.sum(axis=2), 1)
         shown = -(shares * cost).sum(axis=(1, 2))
         assert shown.mean() > 1.5  # a single image shows 1

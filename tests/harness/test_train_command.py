@@ -10,7 +10,7 @@ from harness.commands.settings import Settings
 from harness.commands.train import Train
 from harness.config import ScheduleConfig
 from harness.data import DataConfig
-from harness.methods import METHODS, none
+from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.presets import PRESETS
 from harness.store import read_results
@@ -37,7 +37,7 @@ def failing(monkeypatch):
     """A method that throws in the middle of its second epoch."""
 
     def build(config, model, loss_fn, classes):
-        mix = none.build(config, model, loss_fn, classes)
+        mix = METHODS["none"](config, model, loss_fn, classes)
         batches = iter(range(1000))
 
         def mixing(images, targets):
@@ -70,7 +70,7 @@ def test_a_method_that_throws_does_not_keep_the_others_from_finishing(tmp_path, 
 def test_a_run_that_failed_is_tried_again_from_its_last_epoch(tmp_path, failing, monkeypatch):
     with pytest.raises(SystemExit):
         command(tmp_path, failing)()
-    monkeypatch.setitem(METHODS, failing, none.build)  # mended
+    monkeypatch.setitem(METHODS, failing, METHODS["none"])  # mended
     command(tmp_path, failing)()
     lines = read_results(tmp_path / "results.jsonl")
     assert [len(line["history"]) for line in lines] == [2, 2]

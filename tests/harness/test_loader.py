@@ -6,8 +6,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.v2 import functional as F
 
-from harness.data import DataConfig, load_splits, make_loader
-from harness.device_images import DeviceImages, crop
+from harness.data import DataConfig, load_splits
+from harness.loader import DeviceImages, crop, make_loader
 
 MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 CPU = torch.device("cpu")

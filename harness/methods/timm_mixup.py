@@ -1,0 +1,48 @@
+"""timm's own mixing: none, mixup, CutMix, or one of the two drawn for each batch.
+
+mixup is by Zhang et al. (mixup: Beyond Empirical Risk Minimization, ICLR 2018), CutMix by Yun et
+al. (CutMix: Regularization Strategy to Train Strong Classifiers, ICCV 2019).
+"""
+
+from functools import partial
+
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from torch import Tensor, nn
+
+from harness.methods.base import MethodConfig, Mix, register
+
+_ALPHAS = {"mixup": (1.0, 0.0), "cutmix": (0.0, 1.0), "mixup-cutmix": (1.0, 1.0)}
+"""mixup's and CutMix's alpha, in parts of the settings' own."""
+
+
+@register("none")
+def build_none(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int) -> Mix:
+    """Makes the baseline: images stay as they are, with the same soft targets as the others'."""
+
+    def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return images, mixup_target(targets, classes, 1.0, config.label_smoothing)
+
+    return mix
+
+
+def _build(
+    mixup: float,
+    cutmix: float,
+    config: MethodConfig,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    classes: int,
+) -> Mixup:
+    """Makes timm's Mixup with one weight or box for the batch."""
+    alpha = config.alpha_or(1.0)
+    return Mixup(
+        mixup_alpha=mixup * alpha,
+        cutmix_alpha=cutmix * alpha,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+    )
+
+
+for _name, _alphas in _ALPHAS.items():
+    register(_name)(partial(_build, *_alphas))
