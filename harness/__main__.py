@@ -13,9 +13,9 @@ from harness.commands.gallery import Gallery
 from harness.commands.overhead import Overhead
 from harness.commands.report import Report
 from harness.commands.robustness import Robustness
-from harness.commands.settings import preset_of
 from harness.commands.start import start
 from harness.commands.train import Train
+from harness.settings import preset_of
 
 
 def parse() -> Any:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.commands.settings import Settings, each_run
 from harness.figures import markdown_table
+from harness.settings import Settings, each_run
 
 
 @dataclass(frozen=True)

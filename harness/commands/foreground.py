@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.commands.settings import Settings, each_run
+from harness.settings import Settings, each_run
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from harness.commands.settings import Settings, each_run
 from harness.config import RunConfig
+from harness.settings import Settings, each_run
 
 
 @dataclass(frozen=True)
