@@ -1,10 +1,10 @@
-"""The settings that the commands which train have in common."""
+"""The options that several commands share, and presets for them."""
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import tyro
 
@@ -17,14 +17,63 @@ from harness.config import (
     ScheduleConfig,
     expanded,
 )
-from harness.presets import PRESETS
 
 if TYPE_CHECKING:
     import torch
 
+    from harness.train import Progress
+
+_PAPERS_SCHEDULE = ScheduleConfig(
+    epochs=300, lr=0.2, weight_decay=1e-4, sched="multistep", decay_milestones=(100, 200)
+)
+
+
+def _papers(dataset: str, model: str, lambda_max: float, update_ratio: float) -> dict[str, Any]:
+    return {
+        "model": model,
+        "data": DataConfig(dataset=f"torch/{dataset}", batch_size=100),
+        "schedule": _PAPERS_SCHEDULE,
+        "mixing": MethodConfig(lambda_max=lambda_max, update_ratio=update_ratio, search="random"),
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10-preactresnet18": _papers("cifar10", "preactresnet18_cifar", 0.6, 0.7),
+    "cifar100-preactresnet18": _papers("cifar100", "preactresnet18_cifar", 0.5, 0.7),
+    "cifar100-wrn16-8": _papers("cifar100", "wrn16_8_cifar", 0.7, 0.5),
+    "cifar100-resnext29-4-24": _papers("cifar100", "resnext29_4_24_cifar", 0.7, 0.5),
+    "cpu": {
+        "model": "preactresnet8_cifar",
+        "data": DataConfig(dataset="torch/cifar10", train_size=1000),
+        "schedule": ScheduleConfig(epochs=160),
+        "channels_last": True,
+    },
+}
+"""Defaults for :class:`Settings`, by the preset's name.
+
+The first four are the paper's (Ma et al., BMVC 2022, and the authors' public implementation): 300
+epochs of SGD with Nesterov momentum, learning rate 0.2 and a tenth of it from epochs 100 and 200
+on, weight decay 1e-4, batches of 100, and each network's largest weight and update ratio. ``cpu``
+trains a small network on 1,000 images of CIFAR-10 until it fits them: some ten minutes a run.
+"""
+
+
+class Command:
+    """A command: its fields are its options, and a call runs it."""
+
+    GOES_ON: ClassVar[bool] = True
+    """Whether an interrupted command goes on where it was when it is started again."""
+
+    def __post_init__(self) -> None:
+        """Expands ``~`` in paths, also where the shell has left it: in ``--out=~/runs``."""
+        for option in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, option.name)
+            if isinstance(value, Path):
+                object.__setattr__(self, option.name, expanded(value))
+
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Command):
     """What to train, and where."""
 
     preset: str | None = None
@@ -57,15 +106,10 @@ class Settings:
     out: Path = Path("runs")
     """Folder for results.jsonl, checkpoints and pictures."""
 
-    def __post_init__(self) -> None:
-        """Expands ``~``."""
-        object.__setattr__(self, "out", expanded(self.out))
-
     def run(self, method: str, seed: int) -> RunConfig:
         """Makes the settings of one run."""
         from timm.utils.distributed import is_distributed_env, world_info_from_env
 
-        devices = world_info_from_env()[2] if is_distributed_env() else 1
         return RunConfig(
             method=method,
             seed=seed,
@@ -76,7 +120,7 @@ class Settings:
             channels_last=self.channels_last,
             amp=self.amp,
             compile=self.compile,
-            devices=devices,
+            devices=world_info_from_env()[2] if is_distributed_env() else 1,
             batch_norm=self.batch_norm,
             measured_epochs=self.measured_epochs,
         )
@@ -97,8 +141,20 @@ class Settings:
         check_runs(runs, self.out)
         return device
 
+    def in_turn(
+        self, methods: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[tuple[RunConfig, "torch.device", "Progress"]]:
+        """Gives each run with its device while no other process is at it."""
+        from harness.runs import in_turn
+
+        runs = each_run(self.run, methods, seeds)
+        device = self.begin(runs)
+        for run, progress in in_turn(runs, self.out):
+            yield run, device, progress
+
 
 Run = TypeVar("Run", bound=RunConfig)
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def each_run(
@@ -115,21 +171,15 @@ def each_run(
     return list(dict.fromkeys(make(method, seed) for seed in seeds for method in methods))
 
 
-AnySettings = TypeVar("AnySettings", bound=Settings)
-
-
 def preset_of(command: type[AnySettings]) -> AnySettings:
     """Makes a command's defaults from the preset that the command line names, if it names one.
 
     Raises:
         ValueError: If there is no such preset.
     """
-    name = None
-    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if argument == "--preset":
-            name = following
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", const="")
+    name = parser.parse_known_args()[0].preset
     if name is None:
         return command()
     if name not in PRESETS:

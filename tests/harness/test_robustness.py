@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from harness.commands.robustness import Robustness
+from harness.commands import Robustness
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.measures import robustness
