@@ -173,13 +173,13 @@ class MethodConfig:
             ValueError: If one is out of its range, or two do not go together.
         """
         from harness.methods.sage import own_settings
-        from sage_timm.sage import Sage
+        from sage_timm.settings import SageSettings
 
         if self.alpha is not None and not 0 < self.alpha < inf:
             raise ValueError(f"alpha must be in (0, inf), got {self.alpha}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        Sage(**own_settings(self), generator=None)
+        SageSettings(**own_settings(self))
 
 
 @dataclass(frozen=True)
