@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.commands.settings import Settings, each_run
-from harness.figures import markdown_table
 
 
 @dataclass(frozen=True)
@@ -44,5 +43,5 @@ class Agreement(Settings):
         device = self.begin(runs)
         for run, progress in in_turn(runs, self.out):
             lines = measure_agreement(run, listed, self.out, self.pairs, device, progress)
-        print(markdown_table(*table(lines)))
+        print(table(lines))
         print(f"results: {self.out / 'agreement.jsonl'}")

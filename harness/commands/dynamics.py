@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.commands.settings import Settings, each_run
-from harness.figures import markdown_table
 
 
 @dataclass(frozen=True)
@@ -39,5 +38,5 @@ class Dynamics(Settings):
         lines: list[dict[str, Any]] = []
         for run, progress in in_turn(runs, self.out):
             lines += follow(run, self.measured, self.out, self.images, device, progress)
-        print(markdown_table(*table(lines)))
+        print(table(lines))
         print(f"results: {self.out / 'dynamics.jsonl'}")

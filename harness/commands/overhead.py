@@ -39,12 +39,12 @@ class Overhead(OverheadConfig):
         object.__setattr__(self, "out", expanded(self.out))
 
     def __call__(self) -> None:
-        from harness.measures.overhead import measure_overhead, table
+        from harness.measures.overhead import MEASUREMENT, benchmarks, measure_overhead
 
         outcome = measure_overhead(self, self.out)
         if outcome.written:
             path = self.out / "overhead.json"
-            print(table(path))
+            print(*(t.text() for t in MEASUREMENT.tables(benchmarks(path))), sep="\n\n")
             print(f"results: {path}")
         if not outcome.all_passed:
             sys.exit(1)

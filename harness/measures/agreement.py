@@ -25,8 +25,9 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.data import Splits, load_splits
 from harness.device import device_name
-from harness.figures import figure, half_width, is_number
+from harness.figures import Table, figure, half_width, is_number
 from harness.fixed_images import draw_indices, load_images
+from harness.measures import Measurement
 from harness.methods.base import MethodConfig
 from harness.methods.sage import decide, mixing_alone
 from harness.store import Line, append_result, read_results
@@ -129,26 +130,6 @@ def measure_agreement(
     return lines
 
 
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Makes the header and rows of a table: means, their 95 % intervals, and the worst pair."""
-    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
-    rows = []
-    for line in lines:
-        size, dtype, fraction = (line[name] for name in SALIENCY)
-        maps = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
-        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
-        row = [f"{size} pixels" if size else maps, line["search"] + share]
-        batches = line["pairs"] // line["config"]["data"]["batch_size"]
-        for name in MEASURES:
-            error = line["standard_error"].get(name)
-            half = half_width(error, batches) if is_number(error) else None
-            row.append(f"{figure(line[name], 4)} ± {figure(half, 4)}")
-            if name in line["worst"]:
-                row.append(figure(line["worst"][name], 4))
-        rows.append(row)
-    return [*header, "same translation"], rows
-
-
 def objective(maps: Tensor, lam: Tensor, decision: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Sums the saliency by ``maps`` of each mix, ``[B]``, as other maps may have decided it."""
     mixed, _, _ = blend(*_weighted(maps, lam), *decision)
@@ -207,3 +188,46 @@ def _measure(sage: Sage, batches: list[_Batch], seed: int) -> dict[str, Any]:
         "standard_error": dict(zip(MEASURES, sem(means, axis=0).tolist(), strict=True)),
         "worst": dict(zip(MEASURES[:2], worst.tolist()[:2], strict=True)),
     }
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table of one network's variants: means, their 95 % intervals, and the worst pair."""
+    rows = []
+    for line in lines:
+        size, dtype, fraction = (line[name] for name in SALIENCY)
+        maps = dtype or ("full" if fraction == 1 else f"{100 * fraction:g} % of the batch")
+        share = f", {100 * line['search_fraction']:g} %" if line["search"] == "random" else ""
+        row = [f"{size} pixels" if size else maps, line["search"] + share]
+        batches = line["pairs"] // line["config"]["data"]["batch_size"]
+        for name in MEASURES:
+            error = line["standard_error"].get(name)
+            half = half_width(error, batches) if is_number(error) else None
+            row.append(f"{figure(line[name], 4)} ± {figure(half, 4)}")
+            if name in line["worst"]:
+                row.append(figure(line["worst"][name], 4))
+        rows.append(row)
+    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
+    note = (
+        "Cheaper saliency and cheaper searches beside the full method, on "
+        f"{lines[0]['pairs']} pairs of validation images, by the saliency of a network trained "
+        f"with {lines[0]['config'].get('method')}, seed {lines[0]['seed']}: mean ± 95 % interval "
+        "of Student's t over the batches, and the worst pair. Rank correlation of the maps; total "
+        "saliency of the mix by the full maps, relative to the full method's; share of the pairs "
+        "that are moved alike."
+    )
+    return Table("Agreement with the full method", [*header, "same translation"], rows, note)
+
+
+MEASUREMENT = Measurement(
+    "agreement.jsonl",
+    table,
+    of="networks",
+    key=("search", "search_fraction", *SALIENCY),
+    by=("config", "seed", "pairs"),
+    place=4,
+    holds={
+        **{"seed": int, "config": dict, "pairs": int, "search": str},
+        **{"search_fraction": (int, float), "standard_error": dict, "worst": dict},
+        **dict.fromkeys((*SALIENCY, *MEASURES), object),
+    },
+)

@@ -21,12 +21,13 @@ from torchmetrics.functional import spearman_corrcoef
 
 from harness.config import RunConfig
 from harness.data import Splits, load_splits
-from harness.figures import figure, is_number
+from harness.figures import Table, figure, is_number
 from harness.fixed_images import draw_indices, load_images
+from harness.measures import Measurement
 from harness.methods.base import evaluation_mode
 from harness.methods.sage import decide, mixing_alone
 from harness.pictures import mix_columns, save_grid
-from harness.store import Line, append_result, read_results
+from harness.store import RUN, Line, append_result, read_results
 from harness.train import Progress, no_progress, train
 from sage_timm import blend
 
@@ -134,25 +135,6 @@ def follow(
     return [found[epoch] for epoch in sorted(set(epochs))]
 
 
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Makes the header and rows of a table: a row for each method and epoch, means over seeds.
-
-    Networks that have diverged are named, and are in no mean.
-    """
-    measures = [name for name in MEASURES if name in lines[0]]
-    by_row: dict[tuple[str, int], list[Line]] = {}
-    for line in lines:
-        by_row.setdefault((line["method"], line["epoch"]), []).append(line)
-    rows = []
-    for (method, epoch), of_row in by_row.items():
-        sound = [line for line in of_row if all(is_number(line[name]) for name in measures)]
-        seeds = [str(line["seed"]) for line in sound]
-        seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
-        means = (mean(line[name] for line in sound) if sound else None for name in measures)
-        rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
-    return ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)], rows
-
-
 def _check(config: RunConfig, epochs: Sequence[int], images: int) -> None:
     last = config.schedule.epochs
     if not epochs or not all(1 <= epoch <= last for epoch in epochs):
@@ -251,3 +233,44 @@ def _of_maps(maps: Tensor, mirrored: Tensor, mask_of_object: Tensor | None) -> d
         inside = mask_of_object.flatten(1)
         measures["on_object"] = (flat * inside).sum(dim=1) / inside.mean(dim=1)
     return measures
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table with a row for each method and epoch: means over the seeds.
+
+    Networks that have diverged are named, and are in no mean.
+    """
+    measures = [name for name in MEASURES if name in lines[0]]
+    by_row: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        by_row.setdefault((line["method"], line["epoch"]), []).append(line)
+    rows = []
+    for (method, epoch), of_row in by_row.items():
+        sound = [line for line in of_row if all(is_number(line[name]) for name in measures)]
+        seeds = [str(line["seed"]) for line in sound]
+        seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
+        means = (mean(line[name] for line in sound) if sound else None for name in measures)
+        rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
+    settings = lines[0].get("label", "sage").removeprefix("sage")
+    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
+    note = (
+        f"Means over seeds and {lines[0]['images']} of the run's training images each, mixed as "
+        "SAGE would after the epoch. Losses and label entropy in nats; the mixed loss cannot fall "
+        "below the label entropy. Label weight: image 0's; lesser weight: the lesser of both "
+        "images'; nearly clean: share of the mixes where it is below 0.1. Shift in sides of the "
+        "image; uncovered: share of the pixels that image 1 does not reach. Effective area: 1 for "
+        "a uniform map; mirrored: 1 if the map follows the image, 0 if it is noise; on object: 1 "
+        "by chance."
+    )
+    return Table(f"Dynamics{settings}", header, rows, note)
+
+
+MEASUREMENT = Measurement(
+    "dynamics.jsonl",
+    table,
+    of="sage",
+    key=("method", "seed", "epoch"),
+    by=("label", "images"),
+    place=3,
+    holds={**RUN, "epoch": int, "images": int},
+)
