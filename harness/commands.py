@@ -19,7 +19,6 @@ from harness.config import (
     check_directory,
     make_directory,
 )
-from harness.figures import markdown_table
 from harness.settings import Command, Settings, each_run
 
 
@@ -140,7 +139,7 @@ class Robustness(Command):
 
     def __call__(self) -> None:
         from harness.device import open_device
-        from harness.measures.robustness import FIGURES, measure_robustness, torchattacks
+        from harness.measures.robustness import FIGURES, measure_robustness, table, torchattacks
         from harness.store import RUN, read_results
 
         check_directory(self.directory)
@@ -152,7 +151,7 @@ class Robustness(Command):
             raise ValueError(f"images must be at least 1, got {self.images}")
         torchattacks()
         device = open_device(self.device)
-        failed = 0
+        failed, lines = 0, []
         with tqdm(total=len(results) * len(FIGURES), desc="figures", disable=None) as bar:
             for number, result in enumerate(results, start=1):
                 run = f"{result['method']:>8}  seed {result['seed']}"
@@ -160,6 +159,7 @@ class Robustness(Command):
                     for line in measure_robustness(
                         result, self.directory, self.data_dir, self.images, device
                     ):
+                        lines.append(line)
                         figure = f"{line['kind']} {line['strength']:g}"
                         tqdm.write(f"{run}  {figure:<16}  top-1 {line['top1']:5.2f} %")
                         bar.update()
@@ -167,6 +167,8 @@ class Robustness(Command):
                     failed += 1
                     tqdm.write(f"{run}  not measured: {error}")
                 bar.update(number * len(FIGURES) - bar.n)
+        if lines:
+            print(table(lines))
         tqdm.write(f"figures: {self.directory / 'robustness.jsonl'}")
         if failed:
             raise SystemExit(1)
@@ -197,12 +199,13 @@ class Overhead(OverheadConfig, Command):
     GOES_ON: ClassVar[bool] = False
 
     def __call__(self) -> None:
-        from harness.measures.overhead import measure_overhead, table
+        from harness.measures.overhead import MEASUREMENT, benchmarks, measure_overhead
 
         outcome = measure_overhead(self, self.out)
         if outcome.written:
             path = self.out / "overhead.json"
-            print(table(path))
+            tables = MEASUREMENT.tables(benchmarks(path))
+            print(*(table.text() for table in tables), sep="\n\n")
             print(f"results: {path}")
         if not outcome.all_passed:
             sys.exit(1)
@@ -278,7 +281,7 @@ class Agreement(Settings):
         for run, device, progress in self.in_turn([self.method], [self.seed]):
             listed = variants(run, self.sizes, self.dtypes, self.fractions)
             lines = measure_agreement(run, listed, self.out, self.pairs, device, progress)
-        print(markdown_table(*table(lines)))
+        print(table(lines))
         print(f"results: {self.out / 'agreement.jsonl'}")
 
 
@@ -311,7 +314,7 @@ class Dynamics(Settings):
         lines: list[dict[str, Any]] = []
         for run, device, progress in self.in_turn(self.methods, self.seeds):
             lines += follow(run, self.measured, self.out, self.images, device, progress)
-        print(markdown_table(*table(lines)))
+        print(table(lines))
         print(f"results: {self.out / 'dynamics.jsonl'}")
 
 

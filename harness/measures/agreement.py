@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from harness.config import MethodConfig, RunConfig
 from harness.device import device_name
-from harness.figures import figure, half_width, is_number
+from harness.figures import Table, figure, half_width, is_number
+from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods.sage import mixing_alone
 from harness.store import Line, cached
@@ -170,9 +171,8 @@ def _compare(sage: Sage, batches: Sequence[_Batch], seed: int) -> Line:
     }
 
 
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Makes the header and rows of a table: means, their 95 % intervals, and the worst pair."""
-    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table of one network's variants: means, their 95 % intervals, and the worst pair."""
     rows = []
     for line in lines:
         size, dtype, fraction = (line[name] for name in SALIENCY)
@@ -187,4 +187,28 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
             if name in line["worst"]:
                 row.append(figure(line["worst"][name], 4))
         rows.append(row)
-    return [*header, "same translation"], rows
+    header = ["saliency", "search", "rank correlation", "worst", "objective reached", "worst"]
+    note = (
+        "Cheaper saliency and cheaper searches beside the full method, on "
+        f"{lines[0]['pairs']} pairs of validation images, by the saliency of a network trained "
+        f"with {lines[0]['config'].get('method')}, seed {lines[0]['seed']}: mean ± 95 % interval "
+        "of Student's t over the batches, and the worst pair. Rank correlation of the maps; total "
+        "saliency of the mix by the full maps, relative to the full method's; share of the pairs "
+        "that are moved alike."
+    )
+    return Table("Agreement with the full method", [*header, "same translation"], rows, note)
+
+
+MEASUREMENT = Measurement(
+    "agreement.jsonl",
+    table,
+    of="networks",
+    key=("search", "search_fraction", *SALIENCY),
+    by=("config", "seed", "pairs"),
+    place=4,
+    holds={
+        **{"seed": int, "config": dict, "pairs": int, "search": str},
+        **{"search_fraction": (int, float), "standard_error": dict, "worst": dict},
+        **dict.fromkeys((*SALIENCY, *MEASURES), object),
+    },
+)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from harness.config import RunConfig
-from harness.figures import figure, is_number
+from harness.figures import Table, figure, is_number
+from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods.base import evaluation_mode
 from harness.pictures import mix_columns, save_grid
-from harness.store import Line, cached
+from harness.store import RUN, Line, cached
 from harness.train import Progress, no_progress, train
 
 MEASURES = (
@@ -195,8 +196,8 @@ def _of_maps(maps: Tensor, mirrored: Tensor, objects: Tensor | None = None) -> d
     return measures
 
 
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Makes the header and rows of a table: a row for each method and epoch, means over seeds.
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table with a row for each method and epoch: means over the seeds.
 
     Networks that have diverged are named, and are in no mean.
     """
@@ -211,4 +212,26 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
         means = (mean(line[name] for line in sound) if sound else None for name in measures)
         rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
-    return ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)], rows
+    settings = lines[0].get("label", "sage").removeprefix("sage")
+    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
+    note = (
+        f"Means over seeds and {lines[0]['images']} of the run's training images each, mixed as "
+        "SAGE would after the epoch. Losses and label entropy in nats; the mixed loss cannot fall "
+        "below the label entropy. Label weight: image 0's; lesser weight: the lesser of both "
+        "images'; nearly clean: share of the mixes where it is below 0.1. Shift in sides of the "
+        "image; uncovered: share of the pixels that image 1 does not reach. Effective area: 1 for "
+        "a uniform map; mirrored: 1 if the map follows the image, 0 if it is noise; on object: 1 "
+        "by chance."
+    )
+    return Table(f"Dynamics{settings}", header, rows, note)
+
+
+MEASUREMENT = Measurement(
+    "dynamics.jsonl",
+    table,
+    of="sage",
+    key=("method", "seed", "epoch"),
+    by=("label", "images"),
+    place=3,
+    holds={**RUN, "epoch": int, "images": int},
+)

@@ -14,6 +14,7 @@ differentiates its saliency, so that takes no part in it.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from scipy.stats import sem
@@ -34,8 +36,9 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.device import device_name
-from harness.figures import half_width, markdown_table
+from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
+from harness.measures import Measurement
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
 from harness.store import Line, cached
@@ -251,16 +254,44 @@ def _main_images(weights: Tensor) -> Tensor:
     return torch.where(main[:, 1:] == own, main.flip(1), main)
 
 
-def table(lines: list[Line]) -> str:
-    """Makes a Markdown table of the lines: means in percent, and their 95 % intervals."""
-    header = ("method", "seed", "pairs", "foreground 0 kept, %", "foreground 1 kept, %")
-    header += ("the lesser of the two, %", "label weight of image 0, %")
-    rows = []
-    for line in lines:
-        figures = (
-            f"{line[name]:.1f} ± "
-            f"{half_width(line['standard_error'][name], line['pairs'] // _BATCH):.1f}"
-            for name in MEASURES
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table with a row a method: means over the seeds, in percent."""
+    titles = dict(
+        zip(
+            MEASURES,
+            ("of image 0, %", "of image 1, %", "the smaller of the two, %", "label weight, %"),
+            strict=True,
         )
-        rows.append((line["method"], str(line["seed"]), str(line["pairs"]), *figures))
-    return markdown_table(header, rows)
+    )
+    rows = [line | {"label": line.get("label", line["method"])} for line in lines]
+    frame = pd.DataFrame(rows).set_index(["label", "seed"])
+    shown = {titles[name]: frame[name] for name in MEASURES if name in frame}
+    halves = {
+        titles[name]: [_half_width(line, name) for line in lines]
+        for name in MEASURES
+        if name in frame
+    }
+    pairs = sorted({str(line["pairs"]) for line in lines if "pairs" in line})
+    note = (
+        "Percent of the contrast of the foreground that survives the mixing, mean over "
+        f"{' or '.join(pairs)} pairs; label weight: image 0's; mean ± sample standard deviation "
+        "over seeds, of one seed ± 95 % interval of Student's t over the batches."
+    )
+    columns = {title: Column("max" if title != titles["label_weight"] else None) for title in shown}
+    values, alone = pd.DataFrame(shown), pd.DataFrame(halves, frame.index)
+    return table_of_means("Foreground kept", note, values, columns, alone=alone)
+
+
+def _half_width(line: Line, name: str) -> float:
+    error = line.get("standard_error", {}).get(name)
+    return math.nan if error is None else half_width(error, line["pairs"] // _BATCH)
+
+
+MEASUREMENT = Measurement(
+    "foreground.jsonl",
+    table,
+    of="mixes",
+    key=("label", "seed"),
+    place=2,
+    holds={"method": str, "seed": int},
+)

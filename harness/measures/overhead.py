@@ -6,12 +6,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 from harness.config import OverheadConfig, ScheduleConfig, make_directory
 from harness.device import device_name
-from harness.figures import markdown_table
+from harness.figures import NO_VALUE, Table
 from harness.glyphs import Glyphs
+from harness.measures import Measurement
 from harness.methods import METHODS
 from harness.methods.base import normalised
 from harness.methods.sage import is_sage
 from harness.models import create_network
+from harness.store import Line
 from harness.train import make_optimizer, training_step
 from sage_timm.sage import Sage
 
@@ -39,7 +41,6 @@ Clock = Callable[[], float]
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
 _glyphs = cache(Glyphs)
-_COLUMNS = ("part", "network", "batch", "method", "ms", "ratio to none", "memory ratio")
 
 
 class Outcome(NamedTuple):
@@ -78,17 +79,12 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
             raise KeyboardInterrupt
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"pytest ended with exit code {int(code)}")
-        written = unfinished.exists() and unfinished.stat().st_size > 0
+        written = unfinished.exists() and bool(benchmarks(unfinished))
         if written:
             os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return Outcome(code == pytest.ExitCode.OK, written)
-
-
-def table(path: Path) -> str:
-    """Makes one Markdown table of an ``overhead.json``: the milliseconds and the ratios."""
-    return markdown_table(_COLUMNS, [_row(line["extra_info"]) for line in _benchmarks(path)])
 
 
 class TrainingStep:
@@ -248,21 +244,60 @@ class _Asked:
         return ("passed", "", "") if report.passed and report.when == "call" else None
 
 
-def _benchmarks(path: Path) -> list[dict[str, Any]]:
-    benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    return benchmarks
+def benchmarks(path: Path) -> list[Line]:
+    """Reads the figures of each benchmark of a step, or of a part of one.
+
+    Raises:
+        ValueError: If it is no file of pytest-benchmark's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        infos = [benchmark["extra_info"] for benchmark in found]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of pytest-benchmark's: {error!r}") from error
+    return [info for info in infos if {"method", "part"} <= info.keys()]
 
 
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    size = facts["image_size"]
-    return (
-        facts["part"],
-        facts["model"],
-        f"{facts['batch_size']}x3x{size}x{size}",
-        facts["method"],
-        f"{facts['milliseconds']:.2f}",
-        *(
-            "-" if facts[name] is None else f"{facts[name]:.2f}"
-            for name in ("ratio", "peak_memory_ratio")
-        ),
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table of one network's steps on one device: a row a method, with its parts."""
+    found: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        found.setdefault(line.get("label", line["method"]), {})[line["part"]] = line
+    columns = {
+        "step / none's": ("step", "ratio", "{:.2f}".format),
+        "step, ms": ("step", "milliseconds", _milliseconds),
+        "saliency, ms": ("saliency", "milliseconds", _milliseconds),
+        "mixing, ms": ("mixing", "milliseconds", _milliseconds),
+        "peak memory / none's": ("step", "peak_memory_ratio", "{:.2f}".format),
+    }
+    rows = [[label] for label in found]
+    for row, parts in zip(rows, found.values(), strict=True):
+        for part, name, text in columns.values():
+            value = parts.get(part, {}).get(name)
+            row.append(NO_VALUE if value is None else text(value))
+    words = {"model": "{}", "batch_size": "batch of {}", "image_size": "{0} × {0} pixels"}
+    title = [text.format(lines[0][name]) for name, text in words.items() if name in lines[0]]
+    title += ["channels last"] if lines[0].get("channels_last") else []
+    title += [str(lines[0]["device"])] if "device" in lines[0] else []
+    note = (
+        "Each ratio is that of a step to the one without mixing just before it; ratios and "
+        "milliseconds are means over what a method draws of the median of three rounds; saliency "
+        "and mixing are parts of the step, timed alone."
     )
+    return Table(", ".join(title), ["method", *columns], rows, note)
+
+
+def _milliseconds(value: float) -> str:
+    """Writes a time with three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+MEASUREMENT = Measurement(
+    "overhead.json",
+    table,
+    of="steps",
+    key=("label", "method", "part"),
+    by=("model", "batch_size", "image_size", "channels_last", "device"),
+    place=5,
+    parsed=benchmarks,
+)

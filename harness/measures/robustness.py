@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from harness.config import RunConfig
 from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
 from harness.device import autocast, device_name
+from harness.figures import Column, Runs, Table, table_of_means
+from harness.measures import Measurement
 from harness.methods.base import evaluation_mode, needs
 from harness.store import RUN, Line, cached, load_checkpoint
 from harness.train import checkpoint_path, load_model
@@ -246,3 +249,59 @@ def _open(
 @lru_cache(maxsize=1)  # the runs of one seed, which stand side by side, share their images
 def _splits(data: DataConfig, seed: int) -> Splits:
     return load_splits(data, seed)
+
+
+STRENGTHS = {
+    "clean": "clean",
+    "noise": "noise: standard deviation on pixels from 0 to 1",
+    "replacement": "replacement: share of the area",
+    "fgsm": "fgsm: ε in 1/255",
+    "pgd": "pgd: ε in 1/255",
+}
+"""The kinds of images, in the tables' order, and what their strength is."""
+
+
+def pivot(lines: Sequence[Line]) -> pd.DataFrame:
+    """Sorts top-1 by label and seed down, by kind and strength across."""
+    order = [*STRENGTHS]
+    found = {}
+    for line in lines:
+        of_run = found.setdefault((line.get("label", line["method"]), line["seed"]), {})
+        of_run[line["kind"], float(line["strength"])] = line["top1"]
+    frame = pd.DataFrame.from_dict(found, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(found, names=["label", "seed"])
+    columns = {condition for of_run in found.values() for condition in of_run}
+    return frame[sorted(columns, key=lambda c: (order.index(c[0]) if c[0] in order else 99, *c))]
+
+
+def condition_name(kind: str, strength: float) -> str:
+    """Names a corruption or attack with its strength."""
+    if kind == "clean":
+        return kind
+    return f"{kind} {strength:g}{'/255' if kind in ATTACKS else ''}"
+
+
+def table(lines: Sequence[Line], runs: Runs | None = None) -> Table:
+    """Makes a table of top-1 under each corruption and attack: means over the seeds."""
+    frame = pivot(lines)
+    kinds = dict.fromkeys(kind for kind, _ in frame if kind != "clean")
+    images = sorted({str(line["images"]) for line in lines if "images" in line})
+    shown = " or ".join(images)
+    parts = (
+        f"Top-1 in percent of the trained network{f' on {shown} images' if images else ''}",
+        "mean ± sample standard deviation over seeds",
+        *(STRENGTHS.get(kind, kind) for kind in kinds),
+    )
+    frame.columns = [condition_name(*condition) for condition in frame]
+    columns = dict.fromkeys(frame, Column("max"))
+    return table_of_means("Robustness", f"{'; '.join(parts)}.", frame, columns, runs)
+
+
+MEASUREMENT = Measurement(
+    "robustness.jsonl",
+    table,
+    of="runs",
+    key=("label", "seed", "kind", "strength"),
+    place=1,
+    holds={**RUN, "kind": str, "strength": (int, float), "top1": (int, float)},
+)

@@ -9,7 +9,6 @@ from torch import nn
 import harness.measures.dynamics
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.figures import markdown_table
 from harness.measures.dynamics import MEASURES, follow, table
 from harness.measures.pairs import FixedPairs
 from harness.methods.base import MethodConfig
@@ -161,10 +160,17 @@ def test_other_methods_networks_can_be_followed(tmp_path):
 
 def test_the_table_has_means_over_seeds():
     lines = [
-        {"method": "sage", "seed": seed, "epoch": 2, "label_weight": 0.25 * seed, "shift": 1.0}
+        {
+            "method": "sage",
+            "seed": seed,
+            "epoch": 2,
+            "label_weight": 0.25 * seed,
+            "shift": 1.0,
+            "images": 9,
+        }
         for seed in (1, 2)
     ]
-    assert markdown_table(*table(lines)).splitlines() == [
+    assert str(table(lines)).splitlines()[:3] == [
         "| method | seeds | epoch | label weight | shift |",
         "| --- | --- | --- | --- | --- |",
         "| sage | 1 2 | 2 | 0.375 | 1.000 |",

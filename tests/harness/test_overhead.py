@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,6 @@ from harness.measures.overhead import (
     TrainingStep,
     measure_overhead,
     peak_memory,
-    table,
 )
 from harness.methods import METHODS
 from sage_timm import sage
@@ -109,12 +109,21 @@ class TestCommand:
 
     def test_a_table_with_the_ratios_is_printed(self, measured):
         out, result = measured
-        assert table(out / "overhead.json") in result.stdout
-        rows = [row.split(" | ") for row in table(out / "overhead.json").splitlines()[2:]]
-        assert len(rows) == len(read(out))
-        for row, benchmark in zip(rows, read(out), strict=True):
-            ratio = benchmark["extra_info"]["ratio"]
-            assert row[5] == ("-" if ratio is None else f"{ratio:.2f}")
+        tables = re.split("(?m)^### ", result.stdout)[1:]
+        assert len(tables) == 2  # one an image size
+        rows = [
+            [re.search(r", (\d+) ×", text).group(1), *row.split(" | ")]
+            for text in tables
+            for row in re.findall(r"(?m)^\| (.*) \|$", text)[2:]
+        ]
+        assert len(rows) == 5
+        for size, method, ratio, *_ in rows:
+            (expected,) = [
+                info["ratio"]
+                for info in (benchmark["extra_info"] for benchmark in read(out))
+                if (info["part"], info["method"], info["image_size"]) == ("step", method, int(size))
+            ]
+            assert ratio == f"{expected:.2f}"
 
     def test_no_unfinished_file_is_left(self, measured):
         assert [path.name for path in measured[0].iterdir()] == ["overhead.json"]
