@@ -357,11 +357,7 @@ class Report(Command):
 
 
 def folders(named: Path) -> list[Path]:
-    """Gives a folder, or in order those that a pattern matches and that hold what is read.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
+    """Gives a folder, or in order those that a pattern matches and that hold what is read."""
     from harness.report.read import NAMES, holds_any
 
     if named.is_dir():
@@ -406,15 +402,9 @@ class Gallery(Settings):
         print(f"picture: {path}")
 
 
+# fmt: off
 COMMANDS: tuple[type[Command], ...] = (
-    Check,
-    Train,
-    Robustness,
-    Overhead,
-    Foreground,
-    Agreement,
-    Dynamics,
-    Report,
-    Gallery,
+    Check, Train, Robustness, Overhead, Foreground, Agreement, Dynamics, Report, Gallery,
 )
+# fmt: on
 """The commands in the order of the help."""

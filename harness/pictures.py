@@ -33,11 +33,7 @@ def pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]
 def mix_columns(images: Tensor, mix: Mix, data_config: dict[str, Any], rows: int) -> list[Column]:
     """Makes the columns of SAGE's mixes: both images, their saliency, the mask, and the mix.
 
-    Args:
-        images: A batch, normalised ``[B, C, H, W]``, each mixed with its reverse.
-        mix: The mixes; the first ones are shown.
-        data_config: timm's, which holds mean and standard deviation.
-        rows: The number of mixes that are shown.
+    Each image of a batch ``[B, C, H, W]`` is mixed with its reverse; the first ``rows`` are shown.
     """
 
     def both(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,27 +110,18 @@ class Settings(Command):
         """Makes the settings of one run."""
         from timm.utils.distributed import is_distributed_env, world_info_from_env
 
+        shared = {option.name for option in fields(Settings)} & {
+            option.name for option in fields(RunConfig)
+        }
         return RunConfig(
             method=method,
             seed=seed,
-            model=self.model,
-            data=self.data,
-            schedule=self.schedule,
-            mixing=self.mixing,
-            channels_last=self.channels_last,
-            amp=self.amp,
-            compile=self.compile,
             devices=world_info_from_env()[2] if is_distributed_env() else 1,
-            batch_norm=self.batch_norm,
-            measured_epochs=self.measured_epochs,
+            **{name: getattr(self, name) for name in shared},
         )
 
     def begin(self, runs: Sequence[RunConfig]) -> "torch.device":
-        """Checks what can be known before the first run, and finds the device.
-
-        Raises:
-            ValueError: If it is not there, or a run cannot be trained.
-        """
+        """Checks what can be known before the first run, and finds the device."""
         from timm.utils.distributed import is_distributed_env, world_info_from_env
 
         from harness.device import open_device
@@ -160,11 +151,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 def each_run(
     make: Callable[[str, int], Run], methods: Sequence[str], seeds: Sequence[int]
 ) -> list[Run]:
-    """Makes the runs of all methods and seeds, none of them twice.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Makes the runs of all methods and seeds, at least one, and none of them twice."""
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} must name at least one, got none")
@@ -172,11 +159,7 @@ def each_run(
 
 
 def preset_of(command: type[AnySettings]) -> AnySettings:
-    """Makes a command's defaults from the preset that the command line names, if it names one.
-
-    Raises:
-        ValueError: If there is no such preset.
-    """
+    """Makes a command's defaults from the preset that the command line names, if it names one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?", const="")
     name = parser.parse_known_args()[0].preset

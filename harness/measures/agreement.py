@@ -25,15 +25,20 @@ from harness.device import device_name
 from harness.figures import Table, figure, half_width, is_number
 from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
-from harness.methods.sage import mixing_alone
 from harness.store import Line, cached
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm.blend import translate
 from sage_timm.sage import Mix, Sage
 
 MEASURES = ("rank_correlation", "objective_reached", "same_translation")
+"""Means over the pairs: Spearman's correlation between an image's cheap and full map over its
+pixels (0 where one is uniform, for that has no ranks); the mix's total saliency by the full maps,
+relative to the full method's; the share of the pairs that are moved as by the full method."""
 SALIENCY = ("saliency_size", "saliency_dtype", "saliency_fraction")
-_FULL = {"search": "all", "saliency_size": None, "saliency_dtype": None, "saliency_fraction": 1.0}
+_FULL = {
+    **{"search": "all", "saliency_size": None, "saliency_dtype": None, "saliency_fraction": 1.0},
+    "update_ratio": 1.0,  # of the step after the mix, and not to be had with a saliency_size
+}
 _EACH = {"search": "random", "search_fraction": 1.0}  # tries each translation
 _LAM = (0.05, 0.95)  # nearer to 0 or 1 there is hardly a mix
 
@@ -50,21 +55,14 @@ class _Batch(NamedTuple):
 def variants(
     config: RunConfig, sizes: Sequence[int], dtypes: Sequence[str], fractions: Sequence[float]
 ) -> list[MethodConfig]:
-    """Lists what to measure: each search with full maps, then cheaper maps with search=all.
-
-    Raises:
-        ValueError: If a setting is out of its range, or no image would be shrunk.
-    """
+    """Lists what to measure: each search with full maps, then cheaper maps with search=all."""
     for size in sizes:
         if size >= config.data.image_size:
             raise ValueError(f"sizes must be below image_size={config.data.image_size}, got {size}")
     changes: list[dict[str, Any]] = [{"search": search} for search in ("all", "random", "none")]
     for name, values in zip(SALIENCY, (sizes, dtypes, fractions), strict=True):
         changes += [{name: value} for value in values]
-    listed = [replace(config.mixing, **{**_FULL, **change}) for change in changes]
-    for variant in listed:
-        mixing_alone(variant)
-    return list(dict.fromkeys(listed))
+    return list(dict.fromkeys(replace(config.mixing, **_FULL | change) for change in changes))
 
 
 def measure_agreement(
@@ -77,24 +75,13 @@ def measure_agreement(
 ) -> list[Line]:
     """Measures how well each variant agrees with the full method, and appends what is not there.
 
-    Each image of a batch of validation images is paired with its reverse in the batch, with a
-    weight of ``lambda_max`` times a uniform draw from [0.05, 0.95], and the saliency of the run's
-    network in training mode. All variants see the same batches and weights.
-
-    Args:
-        config: The run; its network is trained first where ``out`` does not hold it.
-        listed: What to measure, see :func:`variants`.
-        out: The run's folder; the lines go to its ``agreement.jsonl``.
-        pairs: The number of pairs, a multiple of the batch size.
-        device: Where to compute.
-        progress: Is told how many epochs of the run are done.
+    Validation images are paired with a weight of ``lambda_max`` times a uniform draw from
+    [0.05, 0.95], by the saliency of the run's network in training mode; it is trained first where
+    ``out`` does not hold it. All variants see the same batches and weights.
 
     Returns:
-        The variants' lines, with means over the pairs: ``rank_correlation``, Spearman's between an
-        image's cheap and full map over its pixels (0 where one is uniform, for that has no ranks);
-        ``objective_reached``, the mix's total saliency by the full maps, relative to the full
-        method's; ``same_translation``, the share of pairs that are moved as by the full method.
-        ``standard_error`` holds theirs, over the batches, ``worst`` the least over the pairs.
+        The variants' lines of ``agreement.jsonl``: :data:`MEASURES`, their ``standard_error`` over
+        the batches, and the ``worst``, the least over the pairs.
 
     Raises:
         ValueError: If a setting does not fit, or there are too few images.
@@ -125,12 +112,9 @@ def measure_agreement(
 
 
 def objective(maps: Tensor, lam: Tensor, mix: Mix) -> Tensor:
-    """Sums the saliency by ``maps [B, 1, H, W]`` that each mix has, ``[B]``.
+    """Sums the saliency ``[B]`` of mixes that other maps may have decided.
 
-    Args:
-        maps: The images' saliency; the mix may have been decided by other maps.
-        lam: The weight of each image's own map, ``[B]`` in [0, 1].
-        mix: The mixes of each image with its reverse.
+    It is that by ``maps [B, 1, H, W]``, each image's with a weight ``lam [B]`` in [0, 1].
     """
     lam = lam.to(maps).view(-1, 1, 1, 1)
     own, other = lam * maps, translate((1 - lam) * maps.flip(0), mix.translation)
@@ -142,7 +126,7 @@ def _batches(
 ) -> list[_Batch]:
     images, classes, _ = fixed.load(model, device)
     targets = mixup_target(classes, fixed.classes, smoothing=config.mixing.label_smoothing)
-    sage = attached_sage(replace(config.mixing, **{**_FULL, **_EACH}), model, config.seed)
+    sage = attached_sage(replace(config.mixing, **_FULL | _EACH), model, config.seed)
     random_seed(config.seed)
     size = config.data.batch_size
     parts = list(zip(images.split(size), targets.split(size), lam.split(size), strict=True))

@@ -38,6 +38,21 @@ MEASURES = (
     "mirrored",
     "on_object",
 )
+"""The figures of a line.
+
+- ``clean_loss``, ``mixed_loss``: cross-entropy of the images and of their mixes in nats, in
+  evaluation mode; ``label_entropy``: that of the mixes' targets, which is the least that
+  ``mixed_loss`` can be.
+- ``label_weight``: gamma, that of image 0 (Eq. 2); ``lesser_weight``: the lesser of both images';
+  ``nearly_clean``: the share of the mixes where that is below 0.1.
+- ``shift``: length of the translation, in sides of the image; ``uncovered``: the share of the
+  pixels that image 1 does not reach.
+- ``effective_area``: exp(entropy) of a saliency map, as a share of its pixels: 1 if it is uniform.
+- ``mirrored``: Spearman's rank correlation, over the pixels, of an image's map and that of its
+  mirror image, mirrored back: 1 if the map follows the image, 0 if it is noise.
+- ``on_object``: the saliency per pixel on the object, relative to the whole image's; only of the
+  glyphs, whose objects are known.
+"""
 _NEARLY_CLEAN = 0.1  # the lesser label weight of a mix that is next to one of its images
 _PAIRS_SHOWN = 5
 
@@ -67,21 +82,7 @@ def follow(
         progress: Is told how many epochs of the run are done.
 
     Returns:
-        The lines, with means over the images:
-
-        - ``clean_loss``, ``mixed_loss``: cross-entropy of the images and of their mixes in nats, in
-          evaluation mode; ``label_entropy``, that of the mixes' targets, which is the least that
-          ``mixed_loss`` can be.
-        - ``label_weight``: gamma, that of image 0 (Eq. 2); ``lesser_weight``, the lesser of both
-          images'; ``nearly_clean``, the share of the mixes where that is below 0.1.
-        - ``shift``: length of the translation, in sides of the image; ``uncovered``, the share of
-          the pixels that image 1 does not reach.
-        - ``effective_area``: exp(entropy) of a saliency map, as a share of its pixels: 1 if it is
-          uniform.
-        - ``mirrored``: Spearman's rank correlation, over the pixels, of an image's map and that of
-          its mirror image, mirrored back: 1 if the map follows the image, 0 if it is noise.
-        - ``on_object``: the saliency per pixel on the object, relative to the whole image's; only
-          of the glyphs, whose objects are known.
+        The lines, with :data:`MEASURES`, which are means over the images.
 
     Raises:
         ValueError: If a setting does not fit, or ``out`` holds the run already without its lines.

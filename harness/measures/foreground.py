@@ -45,6 +45,8 @@ from harness.store import Line, cached
 from harness.train import Progress, load_model, no_progress, train
 
 MEASURES = ("foreground_kept_0", "foreground_kept_1", "foreground_kept_least", "label_weight")
+"""Means over the mixes in percent: the shares that are kept of a mix's main image and of its
+partner, the smaller of the two, and the label weight of image 0."""
 _HIDDEN = ("manifold",)  # mixes hidden layers: its mix has no pixels
 _IMAGES = 2_000
 _BATCH = 20  # a method draws one weight for a batch: in small ones, many weights are drawn
@@ -73,23 +75,13 @@ def measure_foreground(
     """Measures how much of the foregrounds each method keeps, and appends what is not there yet.
 
     Each image of a batch of validation glyphs is mixed with its partner, with the saliency of the
-    run's network in training mode. All methods see the same batches, and those that draw alike
-    (timm's Mixup and what follows its order of draws) the same weights.
-
-    Args:
-        config: The run whose network, seed and mixing settings are taken; it is trained first where
-            ``out`` does not hold it.
-        methods: The methods to measure.
-        out: The run's folder; the lines go to its ``foreground.jsonl``.
-        pairs: The number of mixes, a multiple of 20.
-        device: Where to compute.
-        progress: Is told how many epochs of the run are done.
+    run's network in training mode; it is trained first where ``out`` does not hold it. All methods
+    see the same batches, and those that draw alike (timm's Mixup and what follows its order of
+    draws) the same weights.
 
     Returns:
-        The methods' lines. In percent, and means over the mixes: ``foreground_kept_0`` and
-        ``foreground_kept_1``, the shares that are kept of a mix's main image and of its partner;
-        ``foreground_kept_least``, the smaller of the two; ``label_weight``, that of image 0.
-        ``standard_error`` holds theirs, over the batches.
+        The methods' lines of ``foreground.jsonl``: :data:`MEASURES`, and their ``standard_error``
+        over the batches.
 
     Raises:
         ImportError: If a method needs a module that is not installed.
@@ -118,17 +110,12 @@ def foreground_kept(
         mix: The method, without label smoothing.
         images: ``[B, 3, H, W]``.
         masks: Foregrounds ``[B, H, W]``, in [0, 1].
-        targets: ``[B]``, each image of another class, so that the mixed targets tell which images
-            are in a mix.
-        seed: Draws all that the method draws.
+        targets: ``[B]``, all different, so that the mixed targets tell which images are in a mix.
+        seed: Seeds all that the method draws.
 
     Returns:
         The kept shares ``[B, 2]`` in [0, 1] of image 0 (the one in the mix's own place, if it is
         one of the two of most weight) and of image 1; and their label weights ``[B, 2]``.
-
-    Raises:
-        ValueError: If two images are of one class, or the method does not mix by differentiable
-            operations.
     """
     count = len(images)
     if len(targets.unique()) < count:

@@ -29,22 +29,11 @@ def save_gallery(
     device: torch.device,
     progress: Progress = no_progress,
 ) -> Path:
-    """Shows pairs of validation images, their saliency, SAGE's mask, and each method's mix.
+    """Saves ``gallery.png``: pairs of validation images, their saliency, and each method's mix.
 
     Every method mixes with a weight of about one half (SAGE: half of ``lambda_max``), so that they
-    can be compared. The saliency is that of the run's network, in training mode as in training.
-
-    Args:
-        config: The run whose network and images are taken; it is trained first where ``out`` does
-            not hold it.
-        methods: The methods to show beside SAGE.
-        out: The run's folder; the picture goes there as ``gallery.png``.
-        pairs: The number of rows.
-        device: Where to compute.
-        progress: Is told how many epochs of the run are done.
-
-    Returns:
-        The picture's path.
+    can be compared; SAGE always does, with its masks. The saliency is that of the run's network in
+    training mode; it is trained first where ``out`` does not hold it.
 
     Raises:
         ValueError: If a method is unknown, or there are too few images.

@@ -55,10 +55,6 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
 
     :mod:`harness.measures.overhead_benchmarks` says what is measured, and how. A failing benchmark
     leaves the others alone; an earlier file is replaced, unless every benchmark fails.
-
-    Raises:
-        ValueError: If a setting does not fit.
-        RuntimeError: If pytest itself fails.
     """
     config.check()
     make_directory(out)

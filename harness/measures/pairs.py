@@ -22,14 +22,7 @@ from sage_timm.sage import Mix, Sage
 class FixedPairs:
     """Images of one of a run's splits, drawn with the run's seed.
 
-    Args:
-        config: The run.
-        split: Which of its splits.
-        count: The number of images.
-        argument: What asked for them, as ``name=value``, for the error.
-
-    Raises:
-        ValueError: If the images cannot be picked, or there are too few.
+    ``argument`` is what asked for ``count`` images, as ``name=value``, for the error.
     """
 
     def __init__(
@@ -46,8 +39,7 @@ class FixedPairs:
     def load(self, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Loads the images, normalised for a model ``[N, C, H, W]``, and their classes ``[N]``.
 
-        Returns:
-            Both, and timm's data configuration, which holds mean and standard deviation.
+        With them comes timm's data configuration, which holds mean and standard deviation.
         """
         data_config = resolve_data_config({}, model=model)
         loaded = load_images(self.config, self.dataset, self.indices, data_config, device)

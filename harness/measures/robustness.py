@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data import DataConfig, Splits, Subset, load_splits, make_loader
+from harness.data import Subset, load_splits, make_loader
 from harness.device import autocast, device_name
 from harness.figures import Column, Runs, Table, table_of_means
 from harness.measures import Measurement
@@ -43,6 +43,8 @@ FIGURES = (
 )
 """Kind and strength of all that is measured of a network."""
 
+# The runs of one seed, which stand side by side, share their images.
+_splits = lru_cache(maxsize=1)(load_splits)
 # Another device or version of torch rounds otherwise, and tips predictions that are near a tie.
 _TIPPED_SHARE, _TIPPED_LEAST = 0.005, 2  # of the images; images
 
@@ -97,20 +99,13 @@ def attack(
     epsilon: float,
     places: Sequence[int],
 ) -> Tensor:
-    """Moves each pixel by at most epsilon / 255, staying in [0, 1], to raise the model's loss.
+    """Moves each pixel of images ``[B, C, H, W]`` by at most epsilon / 255 to raise the loss.
 
-    The attacks are torchattacks': the fast gradient sign method (Goodfellow, Shlens and Szegedy,
-    ICLR 2015) and projected gradient descent from a random start (Madry et al., ICLR 2018). The
-    random start is the same for every model, but not for every batch size. The model, which is in
-    evaluation mode for the attack, and torch's random state are left as they were.
-
-    Args:
-        model: Maps pixels in [0, 1] to logits.
-        pixels: Images ``[B, C, H, W]``, in [0, 1].
-        targets: Class indices ``[B]``.
-        kind: ``"fgsm"`` or ``"pgd"``.
-        epsilon: The largest change of a pixel, of 255.
-        places: The images' places in the data set; the first one seeds the random start.
+    Pixels stay in [0, 1]. The attacks are torchattacks': the fast gradient sign method (Goodfellow,
+    Shlens and Szegedy, ICLR 2015) and projected gradient descent from a random start (Madry et al.,
+    ICLR 2018). The start is seeded with the first image's place in the data set: it is the same for
+    every model, but not for every batch size. The model and torch's random state are left as they
+    were.
     """
     attacks = torchattacks()
     devices = [pixels.device] if pixels.is_cuda else []
@@ -132,17 +127,10 @@ def top1(
     strength: float,
     amp: str = "none",
 ) -> float:
-    """Measures the accuracy, in percent, on images that are perturbed.
+    """Measures the accuracy, in percent, of a model in evaluation mode on perturbed images.
 
-    Attacks take their gradients in float32, where nothing underflows.
-
-    Args:
-        model: Maps pixels in [0, 1] to logits; in evaluation mode.
-        loader: Gives batches of pixels in [0, 1] and class indices.
-        places: The places in the data set of the images that the loader gives.
-        kind: What is done to the images, one of :data:`FIGURES`.
-        strength: How much of it.
-        amp: The type that the network was trained and measured in.
+    The loader gives pixels in [0, 1] and class indices of the images at ``places`` in the data set.
+    Attacks take their gradients in float32, where nothing underflows; ``amp`` is for the answers.
     """
     right = first = 0
     title = f"{kind} {strength:g}"
@@ -163,21 +151,18 @@ def top1(
 def measure_robustness(
     result: Line, out: Path, data_dir: str | None, images: int | None, device: torch.device
 ) -> Iterator[Line]:
-    """Measures one run's :data:`FIGURES`, and appends each to ``robustness.jsonl`` at once.
+    """Measures one run's :data:`FIGURES`, and gives the line of each once it is written.
 
     Args:
         result: The run's line in ``results.jsonl``.
-        out: Folder of ``results.jsonl`` and ``checkpoints/``.
+        out: Folder of ``results.jsonl`` and ``checkpoints/``; the lines go to its
+            ``robustness.jsonl``.
         data_dir: Where the data set is on this machine.
         images: Measure on so many validation images, drawn once for all runs; on all if None.
         device: Where to compute.
 
-    Yields:
-        The lines of ``robustness.jsonl``, also those that stood there already.
-
     Raises:
         ValueError: If the checkpoint is missing or broken, or does not fit the data set.
-        ImportError: If torchattacks is not installed.
     """
     config = RunConfig.from_identity(result["config"], data_dir)
     places = draw_places(result["validation_size"], images)
@@ -198,11 +183,7 @@ def measure_robustness(
 
 
 def check_clean(accuracy: float, images: int, result: Line) -> None:
-    """Checks that the accuracy in percent, where it is on all images, is that after training.
-
-    Raises:
-        ValueError: If more predictions differ than rounding can explain.
-    """
+    """Raises if an accuracy on all clean images is not that after training, but for rounding."""
     trained = result["top1_last"]
     tipped = abs(accuracy - trained) / 100 * images
     whole = images == result["validation_size"]
@@ -244,11 +225,6 @@ def _open(
     network = nn.Sequential(Normalize(model_config["mean"], model_config["std"]), model).eval()
     model_config |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return network, make_loader(data, dataset, model_config, device, hflip=None)
-
-
-@lru_cache(maxsize=1)  # the runs of one seed, which stand side by side, share their images
-def _splits(data: DataConfig, seed: int) -> Splits:
-    return load_splits(data, seed)
 
 
 STRENGTHS = {
