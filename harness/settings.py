@@ -66,10 +66,11 @@ class Command:
 
     def __post_init__(self) -> None:
         """Expands ``~`` in paths, also where the shell has left it: in ``--out=~/runs``."""
-        for option in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, option.name)
+        for name, value in list(vars(self).items()):
             if isinstance(value, Path):
-                object.__setattr__(self, option.name, expanded(value))
+                object.__setattr__(self, name, expanded(value))
+            elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+                object.__setattr__(self, name, tuple(map(expanded, value)))
 
 
 @dataclass(frozen=True)

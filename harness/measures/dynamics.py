@@ -71,18 +71,9 @@ def follow(
 ) -> list[Line]:
     """Trains a run, and measures what SAGE makes of its images after some of its epochs.
 
-    Some of the mixes are saved as a picture, ``OUT/mixes-METHOD-seedN-epochE.png``.
-
-    Args:
-        config: The run; SAGE has its mixing settings, whatever method it is trained with.
-        epochs: Epochs after which to measure, from 1 on.
-        out: The run's folder; the lines go to its ``dynamics.jsonl``, one an epoch.
-        images: The number of training images, a multiple of the batch size.
-        device: Where to compute.
-        progress: Is told how many epochs of the run are done.
-
-    Returns:
-        The lines, with :data:`MEASURES`, which are means over the images.
+    The network trains by the run's method, and mixes as SAGE would with the run's settings. The
+    lines go to ``dynamics.jsonl``, one an epoch with :data:`MEASURES`, means over the images; some
+    of the mixes are saved as a picture, ``mixes-METHOD-seedN-epochE.png``.
 
     Raises:
         ValueError: If a setting does not fit, or ``out`` holds the run already without its lines.
