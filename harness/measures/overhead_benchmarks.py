@@ -41,10 +41,12 @@ def test_step(benchmark, asked, method, model, batch_size, image_size):
     def time_none() -> Any:
         arguments = none.batch()
         gc.disable()
-        started = asked.clock()
-        none(*arguments)
-        reference.append(asked.clock() - started)
-        gc.enable()
+        try:
+            started = asked.clock()
+            none(*arguments)
+            reference.append(asked.clock() - started)
+        finally:
+            gc.enable()
         return step.batch()
 
     _time(benchmark, asked, step, time_none)
