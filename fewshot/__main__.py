@@ -7,7 +7,7 @@ import tyro
 
 from fewshot.commands.evaluate import Evaluate
 from fewshot.commands.train import FewShot
-from harness.commands.start import start
+from harness.__main__ import start
 
 
 def parse() -> Any:

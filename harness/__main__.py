@@ -1,38 +1,63 @@
 """``python -m harness``: trains, measures and shows."""
 
+import io
+import signal
+import sys
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import subcommand
 
-from harness.commands.agreement import Agreement
-from harness.commands.check import Check
-from harness.commands.dynamics import Dynamics
-from harness.commands.foreground import Foreground
-from harness.commands.gallery import Gallery
-from harness.commands.overhead import Overhead
-from harness.commands.report import Report
-from harness.commands.robustness import Robustness
-from harness.commands.settings import preset_of
-from harness.commands.start import start
-from harness.commands.train import Train
+from harness.commands import COMMANDS
+from harness.settings import Settings, preset_of
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def start(program: str, parse: Callable[[], Callable[[], None]]) -> None:
+    """Runs the command that ``parse`` reads from the command line.
+
+    Bad input ends with one line on stderr, which begins with the program's name, and exit code 2; a
+    signal with a line and 128 plus its number.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign must not end a run
+    before = signal.signal(signal.SIGTERM, _terminate)
+    command: Any = None
+    try:
+        command = parse()
+        command()
+    except (ValueError, ImportError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        goes_on = getattr(command, "GOES_ON", True)
+        then = ": the same command goes on where it was" if goes_on else ""
+        print(f"{program}: interrupted{then}", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        sys.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise _Terminated
 
 
 def parse() -> Any:
     """Makes the command that the command line names."""
-    return tyro.cli(
-        Annotated[Check, subcommand("check")]
-        | Annotated[Train, subcommand("train", default=preset_of(Train))]
-        | Annotated[Robustness, subcommand("robustness")]
-        | Annotated[Overhead, subcommand("overhead")]
-        | Annotated[Foreground, subcommand("foreground", default=preset_of(Foreground))]
-        | Annotated[Agreement, subcommand("agreement", default=preset_of(Agreement))]
-        | Annotated[Dynamics, subcommand("dynamics", default=preset_of(Dynamics))]
-        | Annotated[Report, subcommand("report")]
-        | Annotated[Gallery, subcommand("gallery", default=preset_of(Gallery))],
-        prog="python -m harness",
-        description=__doc__,
-    )
+    commands = []
+    for command in COMMANDS:
+        default = {"default": preset_of(command)} if issubclass(command, Settings) else {}
+        commands.append(Annotated[command, subcommand(command.__name__.lower(), **default)])
+    any_of_them = reduce(or_, commands)
+    return tyro.cli(any_of_them, prog="python -m harness", description=__doc__)
 
 
 def main() -> None:

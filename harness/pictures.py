@@ -1,4 +1,4 @@
-"""Images and maps in rows and columns, as one picture."""
+"""Pictures: images and maps in rows and columns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.methods.base import unnormalised
+from sage_timm.sage import Mix
 
 _INCHES = 1.4  # of one cell
 
 
 class Column(NamedTuple):
-    """A column's title and cells, images ``[N, H, W, C]`` or maps ``[N, H, W]``."""
+    """A column: its title and its cells, images ``[N, H, W, C]`` or maps ``[N, H, W]``."""
 
     title: str
     cells: NDArray[np.float32]
@@ -29,23 +30,10 @@ def pictures(images: Tensor, data_config: dict[str, Any]) -> NDArray[np.float32]
     return pixels.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
-def mix_columns(
-    images: Tensor,
-    maps: Tensor,
-    mask: Tensor,
-    mixed: Tensor,
-    data_config: dict[str, Any],
-    rows: int,
-) -> list[Column]:
+def mix_columns(images: Tensor, mix: Mix, data_config: dict[str, Any], rows: int) -> list[Column]:
     """Makes the columns of SAGE's mixes: both images, their saliency, the mask, and the mix.
 
-    Args:
-        images: A batch, normalised ``[B, C, H, W]``; each is mixed with its reverse.
-        maps: Their saliency ``[B, 1, H, W]``.
-        mask: The mixing masks ``[B, 1, H, W]``.
-        mixed: ``[B, C, H, W]``.
-        data_config: timm's, which holds mean and standard deviation.
-        rows: The number of mixes that are shown, the first ones.
+    Each image of a batch ``[B, C, H, W]`` is mixed with its reverse; the first ``rows`` are shown.
     """
 
     def both(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,14 +41,14 @@ def mix_columns(
 
     return [
         *(Column(f"image {i}", pictures(x, data_config)) for i, x in enumerate(both(images))),
-        *(Column(f"saliency {i}", _cells(s), "magma") for i, s in enumerate(both(maps))),
-        Column("mask of image 0", _cells(mask[:rows]), "coolwarm_r", (0, 1)),
-        Column("SAGE", pictures(mixed[:rows], data_config)),
+        *(Column(f"saliency {i}", _cells(s), "magma") for i, s in enumerate(both(mix.maps))),
+        Column("mask of image 0", _cells(mix.mask[:rows]), "coolwarm_r", (0, 1)),
+        Column("SAGE", pictures(mix.images[:rows], data_config)),
     ]
 
 
 def save_grid(columns: Sequence[Column], path: Path) -> None:
-    """Draws the columns side by side, and saves the picture."""
+    """Saves the columns, side by side, as one picture."""
     rows = len(columns[0].cells)
     figure = Figure(figsize=(_INCHES * len(columns), _INCHES * rows + 0.3), layout="constrained")
     for axes, (place, row) in zip(

@@ -16,7 +16,6 @@ from fewshot.config import (
     TaskConfig,
 )
 from fewshot.table import table
-from harness.commands.settings import each_run
 from harness.config import (
     Amp,
     DataConfig,
@@ -25,6 +24,7 @@ from harness.config import (
     ScheduleConfig,
     expanded,
 )
+from harness.settings import each_run
 
 Dataset = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 

@@ -1,4 +1,4 @@
-"""What SAGE's mixes are over the course of a training: saliency, shifts, masks and label weights.
+"""SAGE's mixes over the course of a training: saliency, shifts, masks and label weights.
 
 After some of a run's epochs, its network mixes a fixed set of its own training images with fixed
 weights, as SAGE would in the next step. Networks of any method can be followed: those trained
@@ -6,29 +6,24 @@ otherwise show what SAGE would do with their saliency.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from harness.config import RunConfig
-from harness.data import Splits, load_splits
-from harness.figures import figure, is_number
-from harness.fixed_images import draw_indices, load_images
+from harness.figures import Table, figure, is_number
+from harness.measures import Measurement
+from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods.base import evaluation_mode
-from harness.methods.sage import decide, mixing_alone
 from harness.pictures import mix_columns, save_grid
-from harness.store import Line, append_result, read_results
+from harness.store import RUN, Line, cached
 from harness.train import Progress, no_progress, train
-from sage_timm import blend
 
 MEASURES = (
     "clean_loss",
@@ -43,27 +38,27 @@ MEASURES = (
     "mirrored",
     "on_object",
 )
+"""The figures of a line.
+
+- ``clean_loss``, ``mixed_loss``: cross-entropy of the images and of their mixes in nats, in
+  evaluation mode; ``label_entropy``: that of the mixes' targets, which is the least that
+  ``mixed_loss`` can be.
+- ``label_weight``: gamma, that of image 0 (Eq. 2); ``lesser_weight``: the lesser of both images';
+  ``nearly_clean``: the share of the mixes where that is below 0.1.
+- ``shift``: length of the translation, in sides of the image; ``uncovered``: the share of the
+  pixels that image 1 does not reach.
+- ``effective_area``: exp(entropy) of a saliency map, as a share of its pixels: 1 if it is uniform.
+- ``mirrored``: Spearman's rank correlation, over the pixels, of an image's map and that of its
+  mirror image, mirrored back: 1 if the map follows the image, 0 if it is noise.
+- ``on_object``: the saliency per pixel on the object, relative to the whole image's; only of the
+  glyphs, whose objects are known.
+"""
 _NEARLY_CLEAN = 0.1  # the lesser label weight of a mix that is next to one of its images
-_PAIRS_DRAWN = 5
+_PAIRS_SHOWN = 5
 
 
-class _Draw(NamedTuple):
-    """Which training images are mixed, and with which weights ``[N]``."""
-
-    splits: Splits
-    indices: list[int]
-    lam: Tensor
-
-
-class _Images(NamedTuple):
-    """Training images in batches; each is mixed with its reverse in its batch."""
-
-    images: list[Tensor]
-    targets: list[Tensor]
-    lam: list[Tensor]
-    masks: list[Tensor | None]
-    """Each image's object ``[B, 1, H, W]`` in [0, 1], where the data set knows it."""
-    data_config: dict[str, Any]
+class _UnmeasuredError(ValueError):
+    """An epoch that has no line."""
 
 
 def follow(
@@ -73,151 +68,91 @@ def follow(
     images: int,
     device: torch.device,
     progress: Progress = no_progress,
-) -> list[dict[str, Any]]:
+) -> list[Line]:
     """Trains a run, and measures what SAGE makes of its images after some of its epochs.
 
-    Some of the mixes are drawn, too, as ``OUT/mixes-METHOD-seedN-epochE.png``.
-
-    Args:
-        config: The run; SAGE has its mixing settings, whatever method it is trained with.
-        epochs: Epochs after which to measure, from 1 on.
-        out: The run's folder; the lines go to its ``dynamics.jsonl``, one an epoch.
-        images: The number of training images, a multiple of the batch size.
-        device: Where to compute.
-        progress: Is told how many epochs of the run are done.
-
-    Returns:
-        The lines, with means over the images:
-
-        - ``clean_loss``, ``mixed_loss``: cross-entropy of the images and of their mixes in nats, in
-          evaluation mode; ``label_entropy``, that of the mixes' targets, which is the least that
-          ``mixed_loss`` can be.
-        - ``label_weight``: gamma, that of image 0 (Eq. 2); ``lesser_weight``, the lesser of both
-          images'; ``nearly_clean``, the share of the mixes where that is below 0.1.
-        - ``shift``: length of the translation, in sides of the image; ``uncovered``, the share of
-          the pixels that image 1 does not reach.
-        - ``effective_area``: exp(entropy) of a saliency map, as a share of its pixels: 1 if it is
-          uniform.
-        - ``mirrored``: Spearman's rank correlation, over the pixels, of an image's map and that of
-          its mirror image, mirrored back: 1 if the map follows the image, 0 if it is noise.
-        - ``on_object``: the saliency per pixel on the object, relative to the whole image's; only
-          of the glyphs, whose objects are known.
+    The network trains by the run's method, and mixes as SAGE would with the run's settings. The
+    lines go to ``dynamics.jsonl``, one an epoch with :data:`MEASURES`, means over the images; some
+    of the mixes are saved as a picture, ``mixes-METHOD-seedN-epochE.png``.
 
     Raises:
         ValueError: If a setting does not fit, or ``out`` holds the run already without its lines.
     """
-    _check(config, epochs, images)
-    path = out / "dynamics.jsonl"
-    key = {"method": config.method, "seed": config.seed, "images": images}
-    key["config"] = config.identity()
-    found = {line["epoch"]: line for line in read_results(path) if key.items() <= line.items()}
-    if not set(epochs) <= found.keys():
-        draw = _draw(config, images)
-        fixed: list[_Images] = []
-
-        def after_epoch(epoch: int, model: nn.Module) -> None:
-            if epoch not in epochs or epoch in found:
-                return
-            if not fixed:
-                fixed.append(_load(config, model, draw, device))
-            picture = out / f"mixes-{config.method}-seed{config.seed}-epoch{epoch}.png"
-            found[epoch] = {**key, "epoch": epoch, **_measure(config, model, fixed[0], picture)}
-            append_result(path, found[epoch])
-
-        train(config, out, device, after_epoch=after_epoch, progress=progress)
-    missing = set(epochs) - found.keys()
-    if missing:
-        raise ValueError(
-            f"out={str(out)!r} holds {config.method}, seed {config.seed}, trained past epoch "
-            f"{min(missing)} without a line in {path.name}: name another folder"
-        )
-    return [found[epoch] for epoch in sorted(set(epochs))]
-
-
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Makes the header and rows of a table: a row for each method and epoch, means over seeds.
-
-    Networks that have diverged are named, and are in no mean.
-    """
-    measures = [name for name in MEASURES if name in lines[0]]
-    by_row: dict[tuple[str, int], list[Line]] = {}
-    for line in lines:
-        by_row.setdefault((line["method"], line["epoch"]), []).append(line)
-    rows = []
-    for (method, epoch), of_row in by_row.items():
-        sound = [line for line in of_row if all(is_number(line[name]) for name in measures)]
-        seeds = [str(line["seed"]) for line in sound]
-        seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
-        means = (mean(line[name] for line in sound) if sound else None for name in measures)
-        rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
-    return ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)], rows
-
-
-def _check(config: RunConfig, epochs: Sequence[int], images: int) -> None:
-    last = config.schedule.epochs
+    last, size = config.schedule.epochs, config.data.batch_size
     if not epochs or not all(1 <= epoch <= last for epoch in epochs):
         raise ValueError(f"measured must be epochs in [1, {last}], got {tuple(epochs)}")
-    size = config.data.batch_size
     if images < size or images % size:
         raise ValueError(f"images must be a multiple of batch_size={size}, got {images}")
+    key = {"method": config.method, "seed": config.seed, "images": images}
+    key["config"] = config.identity()
+    path = out / "dynamics.jsonl"
 
+    def refuse(epoch: int) -> Line:
+        raise _UnmeasuredError(
+            f"out={str(out)!r} holds {config.method}, seed {config.seed}, trained past epoch "
+            f"{epoch} without a line in {path.name}: name another folder"
+        )
 
-def _draw(config: RunConfig, count: int) -> _Draw:
-    splits = load_splits(config.data, config.seed)
-    random = np.random.default_rng(config.seed)
-    indices = draw_indices(config.data, splits.train, count, f"images={count}", random)
+    def lines() -> list[Line]:
+        return [
+            cached(path, {**key, "epoch": epoch}, partial(refuse, epoch))
+            for epoch in sorted(set(epochs))
+        ]
+
+    try:
+        return lines()
+    except _UnmeasuredError:
+        fixed = FixedPairs(config, "train", images, f"images={images}")
     alpha = config.mixing.alpha_or(1.0)
-    return _Draw(splits, indices, torch.from_numpy(random.beta(alpha, alpha, count)))
+    lam = torch.from_numpy(fixed.random.beta(alpha, alpha, images))
+
+    def after_epoch(epoch: int, model: nn.Module) -> None:
+        if epoch in epochs:
+            picture = out / f"mixes-{config.method}-seed{config.seed}-epoch{epoch}.png"
+            measure = partial(_measure_mixes, config, model, fixed, lam, device, picture)
+            cached(path, {**key, "epoch": epoch}, measure)
+
+    train(config, out, device, after_epoch=after_epoch, progress=progress)
+    return lines()
 
 
-def _load(config: RunConfig, model: nn.Module, draw: _Draw, device: torch.device) -> _Images:
-    splits, indices, lam = draw
-    dataset: Any = splits.train
-    data_config = resolve_data_config({}, model=model)
-    images, classes = load_images(config.data, dataset, indices, data_config, device)
+def _measure_mixes(
+    config: RunConfig,
+    model: nn.Module,
+    fixed: FixedPairs,
+    lam: Tensor,
+    device: torch.device,
+    picture: Path,
+) -> Line:
+    """Measures the mixes of all batches, and saves some of the first one's as a picture."""
+    images, classes, data_config = fixed.load(model, device)
     smoothing = config.mixing.label_smoothing
-    targets = mixup_target(classes, len(splits.classes), smoothing=smoothing)
-    size = config.data.batch_size
-    masks: list[Tensor | None] = [None] * (len(indices) // size)
-    if hasattr(dataset, "masks"):
-        masks = [*(torch.from_numpy(dataset.masks[indices]).to(device)[:, None] / 255).split(size)]
-    return _Images(
-        list(images.split(size)), list(targets.split(size)), list(lam.to(device).split(size)),
-        masks, data_config,
-    )  # fmt: skip
-
-
-def _measure(
-    config: RunConfig, model: nn.Module, fixed: _Images, picture: Path
-) -> dict[str, float]:
-    """Measures the mixes of all batches, and draws some of the first one's."""
-    random_seed(config.seed)  # of dropout and of the random translations
-    mixing = config.mixing
-    sage = mixing_alone(mixing, config.seed)
-    sage.attach(model, SoftTargetCrossEntropy())
+    tensors = [images, mixup_target(classes, fixed.classes, smoothing=smoothing), lam]
+    if hasattr(fixed.dataset, "masks"):  # each image's object in [0, 1]
+        tensors.append(torch.from_numpy(fixed.dataset.masks[fixed.indices]).to(device) / 255)
+    random_seed(config.seed)  # of dropout
+    sage = attached_sage(config.mixing, model, config.seed)
     model.train()
     figures: dict[str, list[Tensor]] = {}
-    for number, (x, y, lam, mask_of_object) in enumerate(zip(*fixed[:4], strict=True)):
-        maps = sage.saliency(x, y)
-        translations = sage.draw_translations(*x.shape[2:])
-        own, other, translation = decide(maps, lam * mixing.lambda_max, translations)
-        mixed, mask, weight = blend(x, x.flip(0), own, other, translation)
-        targets = weight[:, None] * y + (1 - weight[:, None]) * y.flip(0)
+    batches = zip(*(tensor.split(config.data.batch_size) for tensor in tensors), strict=True)
+    for number, (x, y, weights, *objects) in enumerate(batches):
+        mix = mix_pairs(sage, x, y, weights)
         mirrored = sage.saliency(x.flip(3), y).flip(3)
+        own = mix.label_weight[:, None]
         measured = {
-            **_losses(model, x, y, mixed, targets),
-            **_of_masks(weight, translation, x.shape[2:]),
-            **_of_maps(maps, mirrored, mask_of_object),
+            **_of_losses(model, x, y, mix.images, own * y + (1 - own) * y.flip(0)),
+            **_of_masks(mix.label_weight, mix.translation, x.shape[2:]),
+            **_of_maps(mix.maps, mirrored, *objects),
         }
         for name, values in measured.items():
             figures.setdefault(name, []).append(values.double().cpu())
         if number == 0:
-            save_grid(mix_columns(x, maps, mask, mixed, fixed.data_config, _PAIRS_DRAWN), picture)
+            save_grid(mix_columns(x, mix, data_config, _PAIRS_SHOWN), picture)
     return {name: float(torch.cat(values).mean()) for name, values in figures.items()}
 
 
 @torch.no_grad()
-def _losses(
+def _of_losses(
     model: nn.Module, images: Tensor, targets: Tensor, mixed: Tensor, mixed_targets: Tensor
 ) -> dict[str, Tensor]:
     with evaluation_mode(model):
@@ -241,13 +176,54 @@ def _of_masks(weight: Tensor, translation: Tensor, size: Sequence[int]) -> dict[
     }
 
 
-def _of_maps(maps: Tensor, mirrored: Tensor, mask_of_object: Tensor | None) -> dict[str, Tensor]:
+def _of_maps(maps: Tensor, mirrored: Tensor, objects: Tensor | None = None) -> dict[str, Tensor]:
     flat = maps.flatten(1).double()
     measures = {
         "effective_area": torch.special.entr(flat).sum(dim=1).exp() / flat.shape[1],
         "mirrored": spearman_corrcoef(flat.T, mirrored.flatten(1).double().T),
     }
-    if mask_of_object is not None:
-        inside = mask_of_object.flatten(1)
+    if objects is not None:
+        inside = objects.flatten(1)
         measures["on_object"] = (flat * inside).sum(dim=1) / inside.mean(dim=1)
     return measures
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table with a row for each method and epoch: means over the seeds.
+
+    Networks that have diverged are named, and are in no mean.
+    """
+    measures = [name for name in MEASURES if name in lines[0]]
+    by_row: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        by_row.setdefault((line["method"], line["epoch"]), []).append(line)
+    rows = []
+    for (method, epoch), of_row in by_row.items():
+        sound = [line for line in of_row if all(is_number(line[name]) for name in measures)]
+        seeds = [str(line["seed"]) for line in sound]
+        seeds += [f"diverged {line['seed']}" for line in of_row if line not in sound]
+        means = (mean(line[name] for line in sound) if sound else None for name in measures)
+        rows.append([method, " ".join(seeds), str(epoch), *(figure(value, 3) for value in means)])
+    settings = lines[0].get("label", "sage").removeprefix("sage")
+    header = ["method", "seeds", "epoch", *(name.replace("_", " ") for name in measures)]
+    note = (
+        f"Means over seeds and {lines[0]['images']} of the run's training images each, mixed as "
+        "SAGE would after the epoch. Losses and label entropy in nats; the mixed loss cannot fall "
+        "below the label entropy. Label weight: image 0's; lesser weight: the lesser of both "
+        "images'; nearly clean: share of the mixes where it is below 0.1. Shift in sides of the "
+        "image; uncovered: share of the pixels that image 1 does not reach. Effective area: 1 for "
+        "a uniform map; mirrored: 1 if the map follows the image, 0 if it is noise; on object: 1 "
+        "by chance."
+    )
+    return Table(f"Dynamics{settings}", header, rows, note)
+
+
+MEASUREMENT = Measurement(
+    "dynamics.jsonl",
+    table,
+    of="sage",
+    key=("method", "seed", "epoch"),
+    by=("label", "images"),
+    place=3,
+    holds={**RUN, "epoch": int, "images": int},
+)

@@ -18,14 +18,15 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
+from scipy.stats import sem
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
@@ -35,24 +36,23 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.device import device_name
-from harness.figures import half_width, markdown_table
+from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
+from harness.measures import Measurement
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
-from harness.store import append_result, read_results
-from harness.train import load_model
+from harness.store import Line, cached
+from harness.train import Progress, load_model, no_progress, train
 
-MEASURES = (
-    "foreground_kept_0",
-    "foreground_kept_1",
-    "foreground_kept_least",
-    "label_weight",
-)
+MEASURES = ("foreground_kept_0", "foreground_kept_1", "foreground_kept_least", "label_weight")
+"""Means over the mixes in percent: the shares that are kept of a mix's main image and of its
+partner, the smaller of the two, and the label weight of image 0."""
 _HIDDEN = ("manifold",)  # mixes hidden layers: its mix has no pixels
 _IMAGES = 2_000
 _BATCH = 20  # a method draws one weight for a batch: in small ones, many weights are drawn
 _MOST_BATCHES = 100_000
 _CHANNELS = 3
+_glyphs = cache(Glyphs)
 
 
 def measurable_methods() -> tuple[str, ...]:
@@ -65,49 +65,40 @@ def measurable_methods() -> tuple[str, ...]:
 
 
 def measure_foreground(
-    config: RunConfig, methods: Sequence[str], out: Path, pairs: int, device: torch.device
-) -> list[dict[str, Any]]:
+    config: RunConfig,
+    methods: Sequence[str],
+    out: Path,
+    pairs: int,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> list[Line]:
     """Measures how much of the foregrounds each method keeps, and appends what is not there yet.
 
     Each image of a batch of validation glyphs is mixed with its partner, with the saliency of the
-    run's network in training mode. All methods see the same batches, and those that draw alike
-    (timm's Mixup and what follows its order of draws) the same weights.
-
-    Args:
-        config: The run whose network, seed and mixing settings are taken.
-        methods: The methods to measure.
-        out: The run's folder; the lines go to its ``foreground.jsonl``.
-        pairs: The number of mixes, a multiple of 20.
-        device: Where to compute.
+    run's network in training mode; it is trained first where ``out`` does not hold it. All methods
+    see the same batches, and those that draw alike (timm's Mixup and what follows its order of
+    draws) the same weights.
 
     Returns:
-        The methods' lines. In percent, and means over the mixes: ``foreground_kept_0`` and
-        ``foreground_kept_1``, the shares that are kept of a mix's main image and of its partner;
-        ``foreground_kept_least``, the smaller of the two; ``label_weight``, that of image 0.
-        ``standard_error`` holds theirs, over the batches.
+        The methods' lines of ``foreground.jsonl``: :data:`MEASURES`, and their ``standard_error``
+        over the batches.
 
     Raises:
         ImportError: If a method needs a module that is not installed.
-        ValueError: If a setting does not fit, or the run has no checkpoint in ``out``.
+        ValueError: If a setting does not fit.
     """
-    check_foreground(config, methods, pairs)
-    path = out / "foreground.jsonl"
+    _check(config, methods, pairs)
+    train(config, out, device, progress=progress)
     identity = config.identity()
-    lines = []
-    for method in methods:
-        key = {
-            "method": method,
-            "seed": config.seed,
-            "pairs": pairs,
-            "mixing": identity["mixing"],
-            "config": identity,
-        }
-        line = next((line for line in read_results(path) if key.items() <= line.items()), None)
-        if line is None:
-            line = {**key, **_measure(config, method, out, pairs, device)}
-            append_result(path, line)
-        lines.append(line)
-    return lines
+    key = {"seed": config.seed, "pairs": pairs, "mixing": identity["mixing"], "config": identity}
+    return [
+        cached(
+            out / "foreground.jsonl",
+            {"method": method, **key},
+            partial(_measure_method, config, method, out, pairs, device),
+        )
+        for method in methods
+    ]
 
 
 def foreground_kept(
@@ -119,17 +110,12 @@ def foreground_kept(
         mix: The method, without label smoothing.
         images: ``[B, 3, H, W]``.
         masks: Foregrounds ``[B, H, W]``, in [0, 1].
-        targets: ``[B]``, each image of another class, so that the mixed targets tell which images
-            are in a mix.
-        seed: Draws all that the method draws.
+        targets: ``[B]``, all different, so that the mixed targets tell which images are in a mix.
+        seed: Seeds all that the method draws.
 
     Returns:
         The kept shares ``[B, 2]`` in [0, 1] of image 0 (the one in the mix's own place, if it is
         one of the two of most weight) and of image 1; and their label weights ``[B, 2]``.
-
-    Raises:
-        ValueError: If two images are of one class, or the method does not mix by differentiable
-            operations.
     """
     count = len(images)
     if len(targets.unique()) < count:
@@ -147,28 +133,8 @@ def foreground_kept(
     return kept.gather(1, main), weights.double().gather(1, main)
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Makes a Markdown table of the lines: means in percent, and their 95 % intervals."""
-    header = ("method", "seed", "pairs", "foreground 0 kept, %", "foreground 1 kept, %")
-    header += ("the lesser of the two, %", "label weight of image 0, %")
-    rows = []
-    for line in lines:
-        figures = (
-            f"{line[name]:.1f} ± "
-            f"{half_width(line['standard_error'][name], line['pairs'] // _BATCH):.1f}"
-            for name in MEASURES
-        )
-        rows.append((line["method"], str(line["seed"]), str(line["pairs"]), *figures))
-    return markdown_table(header, rows)
-
-
-def check_foreground(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
-    """Checks what can be checked before a network is trained.
-
-    Raises:
-        ImportError: If a method needs a module that is not installed.
-        ValueError: If a setting does not fit.
-    """
+def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
+    """Checks what can be checked before a network is trained."""
     if not methods:
         raise ValueError("methods must name at least one, got none")
     if config.data.dataset != "glyphs":
@@ -190,16 +156,19 @@ def check_foreground(config: RunConfig, methods: Sequence[str], pairs: int) -> N
         )
 
 
-def _measure(
+def _classes(config: RunConfig) -> int:
+    return config.data.num_classes or len(CLASSES)
+
+
+def _measure_method(
     config: RunConfig, method: str, out: Path, pairs: int, device: torch.device
-) -> dict[str, Any]:
+) -> Line:
     classes = _classes(config)
-    model = load_model(config, out, classes, device)
-    model.train()
+    model = load_model(config, out, classes, device).train()
     # The first changes labels only, the second the step after the mix: neither the mix itself.
     mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
     mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), classes)
-    glyphs = _glyphs(config.data.image_size, classes)
+    glyphs = _glyphs("validation", _IMAGES, config.data.image_size, 0, classes)
     data_config = resolve_data_config({}, model=model)
     pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)
     inputs = normalised(pixels, data_config["mean"], data_config["std"])
@@ -214,24 +183,13 @@ def _measure(
         kept, weights = foreground_kept(mix, images, masks.float() / 255, targets, seed)
         figures = (kept[:, 0], kept[:, 1], kept.amin(dim=1), weights[:, 0])
         batches.append([100 * figure.mean().item() for figure in figures])
-    means = np.mean(batches, axis=0)
-    errors = np.std(batches, axis=0, ddof=1) / math.sqrt(len(batches))
     return {
-        **dict(zip(MEASURES, means.tolist(), strict=True)),
-        "standard_error": dict(zip(MEASURES, errors.tolist(), strict=True)),
+        **dict(zip(MEASURES, np.mean(batches, axis=0).tolist(), strict=True)),
+        "standard_error": dict(zip(MEASURES, sem(batches, axis=0).tolist(), strict=True)),
         "device": device_name(device),
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-
-
-def _classes(config: RunConfig) -> int:
-    return config.data.num_classes or len(CLASSES)
-
-
-@cache
-def _glyphs(image_size: int, classes: int) -> Glyphs:
-    return Glyphs("validation", _IMAGES, image_size, 0, classes)
 
 
 def _draw_batch(glyphs: Glyphs, seed: int, number: int) -> Tensor:
@@ -281,3 +239,46 @@ def _main_images(weights: Tensor) -> Tensor:
     preferred = weights + torch.finfo(weights.dtype).tiny * (own == own.mT)
     main = preferred.topk(2).indices
     return torch.where(main[:, 1:] == own, main.flip(1), main)
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table with a row a method: means over the seeds, in percent."""
+    titles = dict(
+        zip(
+            MEASURES,
+            ("of image 0, %", "of image 1, %", "the smaller of the two, %", "label weight, %"),
+            strict=True,
+        )
+    )
+    rows = [line | {"label": line.get("label", line["method"])} for line in lines]
+    frame = pd.DataFrame(rows).set_index(["label", "seed"])
+    shown = {titles[name]: frame[name] for name in MEASURES if name in frame}
+    halves = {
+        titles[name]: [_half_width(line, name) for line in lines]
+        for name in MEASURES
+        if name in frame
+    }
+    pairs = sorted({str(line["pairs"]) for line in lines if "pairs" in line})
+    note = (
+        "Percent of the contrast of the foreground that survives the mixing, mean over "
+        f"{' or '.join(pairs)} pairs; label weight: image 0's; mean ± sample standard deviation "
+        "over seeds, of one seed ± 95 % interval of Student's t over the batches."
+    )
+    columns = {title: Column("max" if title != titles["label_weight"] else None) for title in shown}
+    values, alone = pd.DataFrame(shown), pd.DataFrame(halves, frame.index)
+    return table_of_means("Foreground kept", note, values, columns, alone=alone)
+
+
+def _half_width(line: Line, name: str) -> float:
+    error = line.get("standard_error", {}).get(name)
+    return math.nan if error is None else half_width(error, line["pairs"] // _BATCH)
+
+
+MEASUREMENT = Measurement(
+    "foreground.jsonl",
+    table,
+    of="mixes",
+    key=("label", "seed"),
+    place=2,
+    holds={"method": str, "seed": int},
+)

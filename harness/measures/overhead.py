@@ -1,24 +1,46 @@
-"""What a training step costs with each method: runs the benchmarks, and shows their ratios."""
+"""The cost of a training step with each method: time, and memory, as ratios to plain training."""
 
+import gc
+import itertools
 import json
 import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import timm
 import torch
+from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import random_seed
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from harness.config import OverheadConfig, make_directory
+from harness.config import OverheadConfig, ScheduleConfig, make_directory
 from harness.device import device_name
-from harness.figures import markdown_table
-from harness.measures.training_step import SaliencyClock, TrainingStep, make_clock
+from harness.figures import NO_VALUE, Table
+from harness.glyphs import Glyphs
+from harness.measures import Measurement
+from harness.methods import METHODS
+from harness.methods.base import normalised
 from harness.methods.sage import is_sage
+from harness.models import create_network
+from harness.store import Line
+from harness.train import make_optimizer, training_step
+from sage_timm.sage import Sage
+
+Clock = Callable[[], float]
+"""Returns seconds since some moment."""
 
 _BENCHMARKS = Path(__file__).with_name("overhead_benchmarks.py")
-_COLUMNS = ("part", "network", "batch", "method", "ms", "ratio to none", "memory ratio")
+_glyphs = cache(Glyphs)
 
 
 class Outcome(NamedTuple):
@@ -32,37 +54,28 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
     """Runs the benchmarks in this process, and writes ``overhead.json``, pytest-benchmark's format.
 
     :mod:`harness.measures.overhead_benchmarks` says what is measured, and how. A failing benchmark
-    leaves the others alone.
-
-    Args:
-        config: What to measure.
-        out: Folder of ``overhead.json``, which is replaced, unless every benchmark fails.
-
-    Raises:
-        ValueError: If a setting does not fit.
-        RuntimeError: If pytest itself fails.
+    leaves the others alone; an earlier file is replaced, unless every benchmark fails.
     """
     config.check()
     make_directory(out)
     path = out / "overhead.json"
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    asked = _Asked(config)
+    options = [
+        *("-c", os.devnull, f"--rootdir={_BENCHMARKS.parent}", "-p", "no:cacheprovider"),
+        *("-q", "--tb=short", "--assert=plain", "-o", "console_output_style=classic"),
+        *("--benchmark-only", "--benchmark-enable", "--benchmark-disable-gc"),
+        *("--benchmark-sort=name", "--benchmark-columns=median,mean,iqr,rounds"),
+        f"--benchmark-json={unfinished}",
+    ]
     try:
-        code = pytest.main(
-            [
-                str(_BENCHMARKS),
-                *("-c", os.devnull, f"--rootdir={_BENCHMARKS.parent}", "-p", "no:cacheprovider"),
-                *("-q", "--tb=short", "--assert=plain", "-o", "console_output_style=classic"),
-                *("--benchmark-only", "--benchmark-enable", "--benchmark-disable-gc"),
-                *("--benchmark-sort=name", "--benchmark-columns=median,mean,iqr,rounds"),
-                f"--benchmark-json={unfinished}",
-            ],
-            plugins=[_Asked(config)],
-        )
+        with asked.bar:
+            code = pytest.main([str(_BENCHMARKS), *options], plugins=[asked])
         if code == pytest.ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"pytest ended with exit code {int(code)}")
-        written = unfinished.exists() and bool(_benchmarks(unfinished))
+        written = unfinished.exists() and bool(benchmarks(unfinished))
         if written:
             os.replace(unfinished, path)
     finally:
@@ -70,9 +83,108 @@ def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
     return Outcome(code == pytest.ExitCode.OK, written)
 
 
-def table(path: Path) -> str:
-    """Makes one Markdown table of an ``overhead.json``: the milliseconds and the ratios."""
-    return markdown_table(_COLUMNS, [_row(line["extra_info"]) for line in _benchmarks(path)])
+class TrainingStep:
+    """A network in training on one batch of glyphs; a call is the training loop's step."""
+
+    def __init__(
+        self, config: OverheadConfig, method: str, model: str, batch_size: int, image_size: int
+    ) -> None:
+        random_seed(0)
+        device = torch.device(config.device)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        network = create_network(model, config.classes, image_size)
+        self.model = network.to(device, memory_format=layout).train()
+        data_config = resolve_data_config({}, model=network)
+        glyphs = _glyphs("train", batch_size, image_size)
+        pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)
+        images = normalised(pixels, data_config["mean"], data_config["std"])
+        self.images = images.to(device).contiguous(memory_format=layout)
+        self.targets = torch.tensor(glyphs.targets, device=device) % config.classes
+        self.optimizer = make_optimizer(self.model, ScheduleConfig())
+        self.loss_fn = SoftTargetCrossEntropy()
+        self.mix = METHODS[method](config.mixing, self.model, self.loss_fn, config.classes)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Returns the batch, as a copy: some methods mix in place."""
+        return self.images.clone(), self.targets
+
+    def __call__(self, images: Tensor, targets: Tensor) -> None:
+        mixed, soft_targets = self.mix(images, targets)
+        training_step(self.loss_fn(self.model(mixed), soft_targets), self.optimizer)
+
+
+def make_clock(device: torch.device) -> Clock:
+    """Makes the clock of a device: it waits for what the device still has to do."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+class SaliencyClock:
+    """Splits the time of SAGE's calls in two: the saliency pass, and all the rest."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._spent = 0.0
+
+    def saliency(self) -> float:
+        """Returns the seconds spent in watched saliency passes so far."""
+        return self._spent
+
+    def rest(self) -> float:
+        """Returns the clock's seconds less those."""
+        return self.clock() - self._spent
+
+    def watch(self, sage: Sage) -> None:
+        """Times the saliency passes of a SAGE from now on."""
+        saliency = sage.saliency
+
+        def watched(images: Tensor, targets: Tensor) -> Tensor:
+            started = self.clock()
+            maps = saliency(images, targets)
+            self._spent += self.clock() - started
+            return maps
+
+        sage.saliency = watched  # type: ignore[method-assign]
+
+
+def peak_memory(make: Callable[[], TrainingStep], device: torch.device) -> int | None:
+    """Measures the most bytes that are allocated at once in a network's first training steps.
+
+    Weights, gradients, optimiser state, images and activations together, as PyTorch's allocators
+    count them: on CUDA with ``torch.cuda.max_memory_allocated``, on a CPU with the allocations that
+    ``torch.profiler`` records; None on others. What is held when the call starts is not counted.
+    """
+
+    def train() -> None:
+        step = make()
+        for _ in range(3):  # the optimiser's state is there from the second step on
+            step(*step.batch())
+
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        train()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    if device.type != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train()
+        gc.collect()  # what is freed later, the profiler would not see
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event for event in events if event["name"] == "[memory]"]
+    changes = [event["args"] for event in sorted(changes, key=itemgetter("ts"))]
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    return int(max(change["Total Allocated"] for change in changes) - before)
 
 
 class _Asked:
@@ -83,95 +195,105 @@ class _Asked:
         self.device = torch.device(config.device)
         self.clock = make_clock(self.device)
         self.saliency_clock = SaliencyClock(self.clock)
-
-    @pytest.fixture
-    def asked(self) -> "_Asked":
-        return self
-
-    def make(self, method: str, model: str, batch_size: int, image_size: int) -> TrainingStep:
-        config = self.config
-        return TrainingStep(
-            method,
-            model,
-            batch_size,
-            image_size,
-            classes=config.classes,
-            mixing=config.mixing,
-            channels_last=config.channels_last,
-            device=self.device,
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """What all benchmarks of one command have in common."""
-        return {
-            "channels_last": self.config.channels_last,
-            "classes": self.config.classes,
+        self.bar = tqdm(desc="benchmarks", disable=None)
+        self.facts = {
+            "channels_last": config.channels_last,
+            "classes": config.classes,
             "device": device_name(self.device),
             "torch": torch.__version__,
             "timm": timm.__version__,
-            "mixing": asdict(self.config.mixing),
+            "mixing": asdict(config.mixing),
         }
 
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        config, part = self.config, metafunc.function.__name__.removeprefix("test_")
-        settings = [
-            pytest.param(
-                *(method, model, batch_size, image_size),
-                id=f"{method}-{model}-{batch_size}x{image_size}",
-                marks=pytest.mark.benchmark(
-                    group=f"{part}, {model}, {batch_size}x3x{image_size}x{image_size}",
-                    timer=self._timer(part, method),
-                ),
-            )
-            for model in config.models
-            for batch_size in config.batch_sizes
-            for image_size in config.image_sizes
-            for method in config.methods
-            if part != "saliency" or is_sage(method)
-        ]
-        metafunc.parametrize(("method", "model", "batch_size", "image_size"), settings)
+    @pytest.fixture
+    def asked(self, request: pytest.FixtureRequest) -> Iterator["_Asked"]:
+        self.bar.set_postfix_str(request.node.name.removeprefix("test_"))
+        yield self
+        self.bar.update()
 
-    def _timer(self, part: str, method: str) -> Any:
-        if part == "saliency":
-            return self.saliency_clock.saliency
-        return self.saliency_clock.rest if part == "mixing" and is_sage(method) else self.clock
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        config, part = self.config, metafunc.definition.originalname.removeprefix("test_")
+        settings = []
+        for model, batch_size, image_size, method in itertools.product(
+            config.models, config.batch_sizes, config.image_sizes, config.methods
+        ):
+            clock = self.clock
+            if part != "step" and is_sage(method):
+                clock = getattr(self.saliency_clock, "saliency" if part == "saliency" else "rest")
+            elif part == "saliency":
+                continue
+            group = f"{part}, {model}, {batch_size}x3x{image_size}x{image_size}"
+            name = f"{method}-{model}-{batch_size}x{image_size}"
+            mark = pytest.mark.benchmark(group=group, timer=clock)
+            settings.append(
+                pytest.param(method, model, batch_size, image_size, id=name, marks=mark)
+            )
+        metafunc.parametrize(("method", "model", "batch_size", "image_size"), settings)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Drops what pytest would show as skipped: the saliency, where no method is SAGE."""
         items[:] = [item for item in items if item.get_closest_marker("skip") is None]
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.bar = tqdm(total=len(session.items), desc="benchmarks", disable=None)
-
-    def pytest_runtest_logstart(self, location: tuple[str, int | None, str]) -> None:
-        self.bar.set_postfix_str(location[2].removeprefix("test_"))
-
-    def pytest_runtest_logfinish(self) -> None:
-        self.bar.update()
-
-    def pytest_sessionfinish(self) -> None:
-        self.bar.close()
+        self.bar.reset(len(items))
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Leaves pytest's dots out, which would stand in the middle of the bar."""
         return ("passed", "", "") if report.passed and report.when == "call" else None
 
 
-def _benchmarks(path: Path) -> list[dict[str, Any]]:
-    benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    return benchmarks
+def benchmarks(path: Path) -> list[Line]:
+    """Reads the figures of each benchmark of a step, or of a part of one.
+
+    Raises:
+        ValueError: If it is no file of pytest-benchmark's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        infos = [benchmark["extra_info"] for benchmark in found]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of pytest-benchmark's: {error!r}") from error
+    return [info for info in infos if {"method", "part"} <= info.keys()]
 
 
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    size = facts["image_size"]
-    return (
-        facts["part"],
-        facts["model"],
-        f"{facts['batch_size']}x3x{size}x{size}",
-        facts["method"],
-        f"{facts['milliseconds']:.2f}",
-        *(
-            "-" if facts[name] is None else f"{facts[name]:.2f}"
-            for name in ("ratio", "peak_memory_ratio")
-        ),
+def table(lines: Sequence[Line]) -> Table:
+    """Makes a table of one network's steps on one device: a row a method, with its parts."""
+    found: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        found.setdefault(line.get("label", line["method"]), {})[line["part"]] = line
+    columns = {
+        "step / none's": ("step", "ratio", "{:.2f}".format),
+        "step, ms": ("step", "milliseconds", _milliseconds),
+        "saliency, ms": ("saliency", "milliseconds", _milliseconds),
+        "mixing, ms": ("mixing", "milliseconds", _milliseconds),
+        "peak memory / none's": ("step", "peak_memory_ratio", "{:.2f}".format),
+    }
+    rows = [[label] for label in found]
+    for row, parts in zip(rows, found.values(), strict=True):
+        for part, name, text in columns.values():
+            value = parts.get(part, {}).get(name)
+            row.append(NO_VALUE if value is None else text(value))
+    words = {"model": "{}", "batch_size": "batch of {}", "image_size": "{0} × {0} pixels"}
+    title = [text.format(lines[0][name]) for name, text in words.items() if name in lines[0]]
+    title += ["channels last"] if lines[0].get("channels_last") else []
+    title += [str(lines[0]["device"])] if "device" in lines[0] else []
+    note = (
+        "Each ratio is that of a step to the one without mixing just before it; ratios and "
+        "milliseconds are means over what a method draws of the median of three rounds; saliency "
+        "and mixing are parts of the step, timed alone."
     )
+    return Table(", ".join(title), ["method", *columns], rows, note)
+
+
+def _milliseconds(value: float) -> str:
+    """Writes a time with three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+MEASUREMENT = Measurement(
+    "overhead.json",
+    table,
+    of="steps",
+    key=("label", "method", "part"),
+    by=("model", "batch_size", "image_size", "channels_last", "device"),
+    place=5,
+    parsed=benchmarks,
+)

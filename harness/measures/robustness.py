@@ -7,23 +7,27 @@ images, whatever its method, seed and batch size.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
+from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data import DataConfig, Splits, Subset, load_splits
+from harness.data import Subset, load_splits
 from harness.device import autocast, device_name
+from harness.figures import Column, Runs, Table, table_of_means
 from harness.loader import make_loader
+from harness.measures import Measurement
 from harness.methods.base import evaluation_mode, needs
-from harness.store import RUN, append_result, load_checkpoint, read_results
+from harness.store import RUN, Line, cached, load_checkpoint
 from harness.train import checkpoint_path, load_model
 
 ATTACKS = ("fgsm", "pgd")
@@ -40,53 +44,29 @@ FIGURES = (
 )
 """Kind and strength of all that is measured of a network."""
 
+# The runs of one seed, which stand side by side, share their images.
+_splits = lru_cache(maxsize=1)(load_splits)
 # Another device or version of torch rounds otherwise, and tips predictions that are near a tie.
 _TIPPED_SHARE, _TIPPED_LEAST = 0.005, 2  # of the images; images
 
 
 def torchattacks() -> Any:
-    """Imports torchattacks.
-
-    Raises:
-        ImportError: If it is not installed, naming the extra that installs it.
-    """
+    """Imports torchattacks, or says which extra installs it."""
     return needs("torchattacks", "robustness", extra="harness")
-
-
-class OnPixels(nn.Module):
-    """A network that takes pixels in [0, 1], ``[B, C, H, W]``, and normalises them itself.
-
-    Args:
-        model: The network.
-        mean: What it wants subtracted from each channel.
-        std: What it wants each channel divided by then.
-    """
-
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model((pixels - self.mean) / self.std)
 
 
 def draw_places(size: int, images: int | None) -> list[int]:
     """Draws the places of the images to measure on, the same for every run; all if None.
 
-    They are drawn, since the first ones of a data set that is sorted by class are of one class.
+    Not the first ones, which are of one class where the data set is sorted by class.
     """
     return sorted(np.random.default_rng(0).permutation(size)[:images].tolist())
 
 
 def add_noise(pixels: Tensor, std: float, places: Sequence[int]) -> Tensor:
-    """Adds Gaussian noise to every pixel and channel, and clips to [0, 1].
+    """Adds Gaussian noise to images ``[B, C, H, W]``, and clips them to [0, 1].
 
-    Args:
-        pixels: Images ``[B, C, H, W]``, in [0, 1].
-        std: The noise's standard deviation.
-        places: The images' places in the data set, which seed what is random.
+    Each image's noise is seeded with its place in the data set.
     """
     shape = pixels.shape[1:]
     noise = np.stack(
@@ -96,12 +76,10 @@ def add_noise(pixels: Tensor, std: float, places: Sequence[int]) -> Tensor:
 
 
 def replace_region(pixels: Tensor, share: float, places: Sequence[int]) -> Tensor:
-    """Replaces a square at a random place in each image by uniform noise.
+    """Replaces a square somewhere in each image ``[B, C, S, S]`` by uniform noise.
 
-    Args:
-        pixels: Square images ``[B, C, S, S]``, in [0, 1].
-        share: The square's share of the image's area, in (0, 1); its side is rounded to pixels.
-        places: The images' places in the data set, which seed what is random.
+    The square has a share of the image's area, but for its side's rounding to pixels. Where it is,
+    and its noise, are seeded with the image's place in the data set.
     """
     size = pixels.shape[-1]
     side = round(share**0.5 * size)
@@ -122,23 +100,13 @@ def attack(
     epsilon: float,
     places: Sequence[int],
 ) -> Tensor:
-    """Moves each pixel by at most epsilon / 255, staying in [0, 1], to raise the model's loss.
+    """Moves each pixel of images ``[B, C, H, W]`` by at most epsilon / 255 to raise the loss.
 
-    The attacks are torchattacks': the fast gradient sign method (Goodfellow, Shlens and Szegedy,
-    ICLR 2015) and projected gradient descent from a random start (Madry et al., ICLR 2018). The
-    random start is the same for every model, but not for every batch size. The model, which is in
-    evaluation mode for the attack, and torch's random state are left as they were.
-
-    Args:
-        model: Maps pixels in [0, 1] to logits.
-        pixels: Images ``[B, C, H, W]``, in [0, 1].
-        targets: Class indices ``[B]``.
-        kind: ``"fgsm"`` or ``"pgd"``.
-        epsilon: The largest change of a pixel, of 255.
-        places: The images' places in the data set; the first one seeds the random start.
-
-    Raises:
-        ImportError: If torchattacks is not installed.
+    Pixels stay in [0, 1]. The attacks are torchattacks': the fast gradient sign method (Goodfellow,
+    Shlens and Szegedy, ICLR 2015) and projected gradient descent from a random start (Madry et al.,
+    ICLR 2018). The start is seeded with the first image's place in the data set: it is the same for
+    every model, but not for every batch size. The model and torch's random state are left as they
+    were.
     """
     attacks = torchattacks()
     devices = [pixels.device] if pixels.is_cuda else []
@@ -160,20 +128,10 @@ def top1(
     strength: float,
     amp: str = "none",
 ) -> float:
-    """Measures the accuracy, in percent, on images that are perturbed.
+    """Measures the accuracy, in percent, of a model in evaluation mode on perturbed images.
 
-    Attacks take their gradients in float32, where nothing underflows.
-
-    Args:
-        model: Maps pixels in [0, 1] to logits; in evaluation mode.
-        loader: Gives batches of pixels in [0, 1] and class indices.
-        places: The places in the data set of the images that the loader gives.
-        kind: What is done to the images, one of :data:`FIGURES`.
-        strength: How much of it.
-        amp: The type that the network was trained and measured in.
-
-    Raises:
-        ImportError: If an attack is asked for, and torchattacks is not installed.
+    The loader gives pixels in [0, 1] and class indices of the images at ``places`` in the data set.
+    Attacks take their gradients in float32, where nothing underflows; ``amp`` is for the answers.
     """
     right = first = 0
     title = f"{kind} {strength:g}"
@@ -192,53 +150,55 @@ def top1(
 
 
 def measure_robustness(
-    result: dict[str, Any],
-    out: Path,
-    data_dir: str | None,
-    images: int | None,
-    device: torch.device,
-) -> Iterator[dict[str, Any]]:
-    """Measures one run's :data:`FIGURES`, and appends each to ``robustness.jsonl`` at once.
+    result: Line, out: Path, data_dir: str | None, images: int | None, device: torch.device
+) -> Iterator[Line]:
+    """Measures one run's :data:`FIGURES`, and gives the line of each once it is written.
 
     Args:
         result: The run's line in ``results.jsonl``.
-        out: Folder of ``results.jsonl`` and ``checkpoints/``.
+        out: Folder of ``results.jsonl`` and ``checkpoints/``; the lines go to its
+            ``robustness.jsonl``.
         data_dir: Where the data set is on this machine.
         images: Measure on so many validation images, drawn once for all runs; on all if None.
         device: Where to compute.
 
-    Yields:
-        The lines of ``robustness.jsonl``, also those that stood there already.
-
     Raises:
         ValueError: If the checkpoint is missing or broken, or does not fit the data set.
-        ImportError: If torchattacks is not installed.
     """
     config = RunConfig.from_identity(result["config"], data_dir)
     places = draw_places(result["validation_size"], images)
-    path = out / "robustness.jsonl"
-    there = {
-        (line.get("kind"), line.get("strength")): line
-        for line in read_results(path, RUN)
-        if line["config"] == result["config"] and line.get("images") == len(places)
-    }
-    opened = None
-    for figure in FIGURES:
-        if figure not in there:
-            opened = opened or _open(config, result, out, places, device)
-            there[figure] = _measure(*opened, places, *figure, result, device)
-            append_result(path, there[figure])
-        yield there[figure]
+    opened = cache(lambda: _open(config, result, out, places, device))
+
+    def measure(kind: str, strength: float) -> Line:
+        network, loader = opened()
+        accuracy = top1(network, loader, places, kind, strength, config.amp)
+        if kind == "clean":
+            check_clean(accuracy, len(places), result)
+        line = {"top1": accuracy, "device": device_name(device), "torch": torch.__version__}
+        return line | ({"torchattacks": torchattacks().__version__} if kind in ATTACKS else {})
+
+    for kind, strength in FIGURES:
+        key = {name: result[name] for name in RUN}
+        key |= {"kind": kind, "strength": strength, "images": len(places)}
+        yield cached(out / "robustness.jsonl", key, partial(measure, kind, strength))
+
+
+def check_clean(accuracy: float, images: int, result: Line) -> None:
+    """Raises if an accuracy on all clean images is not that after training, but for rounding."""
+    trained = result["top1_last"]
+    tipped = abs(accuracy - trained) / 100 * images
+    whole = images == result["validation_size"]
+    if whole and tipped > max(_TIPPED_LEAST, _TIPPED_SHARE * images):
+        raise ValueError(
+            f"top-1 on the clean images is {accuracy:.2f} %, but was {trained:.2f} % after "
+            "training: take the data set and the checkpoint of this run"
+        )
 
 
 def _open(
-    config: RunConfig,
-    result: dict[str, Any],
-    out: Path,
-    places: Sequence[int],
-    device: torch.device,
+    config: RunConfig, result: Line, out: Path, places: Sequence[int], device: torch.device
 ) -> tuple[nn.Module, Any]:
-    """Loads a run's network, and makes a loader of the pixels at ``places`` of its data set."""
+    """Makes a run's network, which takes pixels in [0, 1], and a loader of those at ``places``."""
     if config.identity() != result["config"]:
         raise ValueError(
             f"dataset={config.data.dataset!r} in data_dir={config.data.data_dir!r} does not hold "
@@ -254,8 +214,7 @@ def _open(
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     data = replace(config.data, num_classes=len(classes))
-    splits = _splits(data, config.seed)
-    dataset: Any = splits.validation
+    dataset: Any = _splits(data, config.seed).validation
     if not isinstance(dataset, IterableDataset):
         dataset = Subset(dataset, places)
     elif len(places) != len(dataset):
@@ -264,43 +223,62 @@ def _open(
             f"picked, got images={len(places)}: measure on all"
         )
     model_config = resolve_data_config({}, model=model)
-    on_pixels = OnPixels(model, model_config["mean"], model_config["std"]).to(device).eval()
+    network = nn.Sequential(Normalize(model_config["mean"], model_config["std"]), model).eval()
     model_config |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return on_pixels, make_loader(data, dataset, model_config, device, hflip=None)
+    return network, make_loader(data, dataset, model_config, device, hflip=None)
 
 
-@lru_cache(maxsize=1)  # the runs of one seed, which stand side by side, share their images
-def _splits(data: DataConfig, seed: int) -> Splits:
-    return load_splits(data, seed)
+STRENGTHS = {
+    "clean": "clean",
+    "noise": "noise: standard deviation on pixels from 0 to 1",
+    "replacement": "replacement: share of the area",
+    "fgsm": "fgsm: ε in 1/255",
+    "pgd": "pgd: ε in 1/255",
+}
+"""The kinds of images, in the tables' order, and what their strength is."""
 
 
-def _measure(
-    model: nn.Module,
-    loader: Any,
-    places: Sequence[int],
-    kind: str,
-    strength: float,
-    result: dict[str, Any],
-    device: torch.device,
-) -> dict[str, Any]:
-    accuracy = top1(model, loader, places, kind, strength, result["config"]["amp"])
-    trained = result["top1_last"]
-    whole = len(places) == result["validation_size"]
-    tipped = abs(accuracy - trained) / 100 * len(places)
-    if kind == "clean" and whole and tipped > max(_TIPPED_LEAST, _TIPPED_SHARE * len(places)):
-        raise ValueError(
-            f"top-1 on the clean images is {accuracy:.2f} %, but was {trained:.2f} % after "
-            "training: take the data set and the checkpoint of this run"
-        )
-    line = {
-        **{name: result[name] for name in ("method", "seed", "config")},
-        "kind": kind,
-        "strength": strength,
-        "top1": accuracy,
-        "images": len(places),
-        "device": device_name(device),
-        "torch": torch.__version__,
-    }
-    if kind in ATTACKS:
-        line["torchattacks"] = torchattacks().__version__
-    return line
+def pivot(lines: Sequence[Line]) -> pd.DataFrame:
+    """Sorts top-1 by label and seed down, by kind and strength across."""
+    order = [*STRENGTHS]
+    found = {}
+    for line in lines:
+        of_run = found.setdefault((line.get("label", line["method"]), line["seed"]), {})
+        of_run[line["kind"], float(line["strength"])] = line["top1"]
+    frame = pd.DataFrame.from_dict(found, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(found, names=["label", "seed"])
+    columns = {condition for of_run in found.values() for condition in of_run}
+    return frame[sorted(columns, key=lambda c: (order.index(c[0]) if c[0] in order else 99, *c))]
+
+
+def condition_name(kind: str, strength: float) -> str:
+    """Names a corruption or attack with its strength."""
+    if kind == "clean":
+        return kind
+    return f"{kind} {strength:g}{'/255' if kind in ATTACKS else ''}"
+
+
+def table(lines: Sequence[Line], runs: Runs | None = None) -> Table:
+    """Makes a table of top-1 under each corruption and attack: means over the seeds."""
+    frame = pivot(lines)
+    kinds = dict.fromkeys(kind for kind, _ in frame if kind != "clean")
+    images = sorted({str(line["images"]) for line in lines if "images" in line})
+    shown = " or ".join(images)
+    parts = (
+        f"Top-1 in percent of the trained network{f' on {shown} images' if images else ''}",
+        "mean ± sample standard deviation over seeds",
+        *(STRENGTHS.get(kind, kind) for kind in kinds),
+    )
+    frame.columns = [condition_name(*condition) for condition in frame]
+    columns = dict.fromkeys(frame, Column("max"))
+    return table_of_means("Robustness", f"{'; '.join(parts)}.", frame, columns, runs)
+
+
+MEASUREMENT = Measurement(
+    "robustness.jsonl",
+    table,
+    of="runs",
+    key=("label", "seed", "kind", "strength"),
+    place=1,
+    holds={**RUN, "kind": str, "strength": (int, float), "top1": (int, float)},
+)

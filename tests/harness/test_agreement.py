@@ -11,10 +11,11 @@ from timm.loss import SoftTargetCrossEntropy
 
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
-from harness.figures import markdown_table
 from harness.glyphs import Glyphs
-from harness.measures.agreement import decide, measure_agreement, objective, table, variants
+from harness.measures.agreement import measure_agreement, objective, table, variants
+from harness.measures.pairs import mix_pairs
 from harness.methods.base import MethodConfig, normalised
+from harness.methods.sage import mixing_alone
 from harness.store import read_results
 from harness.train import load_model, train
 from sage_timm import best_translation, random_translations, saliency
@@ -30,7 +31,7 @@ TINY = RunConfig(
     mixing=MethodConfig(lambda_max=0.8, search_fraction=0.1),
 )
 PAIRS = 30
-NONE_MOVED = torch.zeros(1, 2, dtype=torch.int64)
+EACH = {"search": "random", "search_fraction": 1.0}  # tries all translations in a loop
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +71,33 @@ def best_by_loop(s0, s1):
     return max(oracles.all_translations(*s0.shape), key=lambda t: oracles.objective(s0, s1, t))
 
 
+def mixes_by(maps, lam, **search):
+    """SAGE's mixes of pairs whose saliency is given."""
+    sage = mixing_alone(MethodConfig(lambda_max=1.0, **search))
+    sage.saliency = lambda _images, _targets: maps
+    return mix_pairs(sage, torch.zeros(4, 3, 5, 7, dtype=torch.float64), torch.zeros(4, 1), lam)
+
+
 def test_the_full_method_finds_what_a_loop_over_all_translations_finds(maps_and_weights):
     full, _, lam = maps_and_weights
-    decision = decide(full, lam, random_translations(5, 7, 1.0))
-    reached = objective(full, lam, decision)
+    mix = mixes_by(full, lam, **EACH)
+    reached = objective(full, lam, mix)
     for index in range(4):
         s0, s1 = pair(full, lam, index)
         best = best_by_loop(s0, s1)
-        assert tuple(decision[2][index].tolist()) == best
+        assert tuple(mix.translation[index].tolist()) == best
         assert reached[index].item() == pytest.approx(oracles.objective(s0, s1, best), abs=1e-12)
 
 
-@pytest.mark.parametrize("candidates", [random_translations(5, 7, 1.0), NONE_MOVED])
-def test_cheap_maps_decide_translation_and_mask_and_full_maps_judge(maps_and_weights, candidates):
+@pytest.mark.parametrize("search", [EACH, {"search": "none"}])
+def test_cheap_maps_decide_translation_and_mask_and_full_maps_judge(maps_and_weights, search):
     full, cheap, lam = maps_and_weights
-    decision = decide(cheap, lam, candidates)
-    reached = objective(full, lam, decision)
+    mix = mixes_by(cheap, lam, **search)
+    reached = objective(full, lam, mix)
     for index in range(4):
         cheap0, cheap1 = pair(cheap, lam, index)
-        best = best_by_loop(cheap0, cheap1) if len(candidates) > 1 else (0, 0)
-        assert tuple(decision[2][index].tolist()) == best
+        best = best_by_loop(cheap0, cheap1) if search is EACH else (0, 0)
+        assert tuple(mix.translation[index].tolist()) == best
         mask = oracles.mask(cheap0, cheap1, best)
         s0, s1 = pair(full, lam, index)
         expected = (mask * s0 + (1 - mask) * oracles.translate(s1, best)).sum()
@@ -99,10 +107,10 @@ def test_cheap_maps_decide_translation_and_mask_and_full_maps_judge(maps_and_wei
 def test_a_pair_with_a_uniform_map_gets_plain_mixup(maps_and_weights):
     full, cheap, lam = maps_and_weights
     cheap[0] = 1 / 35
-    decision = decide(cheap, lam, random_translations(5, 7, 1.0))
-    assert decision[2][[0, 3]].tolist() == [[0, 0], [0, 0]]
-    assert (decision[2][1:3] != 0).any()
-    reached = objective(full, lam, decision)
+    mix = mixes_by(cheap, lam, **EACH)
+    assert mix.translation[[0, 3]].tolist() == [[0, 0], [0, 0]]
+    assert (mix.translation[1:3] != 0).any()
+    reached = objective(full, lam, mix)
     for index in (0, 3):
         s0, s1 = pair(full, lam, index)
         weight = lam[index].item()
@@ -242,7 +250,7 @@ def test_the_network_is_trained_where_it_is_not_there(tmp_path):
 
 
 def test_table_has_a_row_a_line(measured):
-    rows = markdown_table(*table(measured)).splitlines()
+    rows = str(table(measured)).split("\n\n")[0].splitlines()
     assert len(rows) == 2 + len(measured)
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[:2] for row in cells[2:]] == [

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import harness.check
 from harness.check import check_folder, describe, same_images
-from harness.commands.check import Check
+from harness.commands import Check
 from harness.config import DataConfig
 from harness.data import fingerprint, load_splits
 from harness.folders import (

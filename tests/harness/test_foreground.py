@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,6 @@ from harness.measures.foreground import (
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
 from harness.store import read_results
-from harness.train import train
 from sage_timm import best_translation, random_translations, saliency
 from tests import oracles
 
@@ -204,11 +202,12 @@ def test_two_images_of_one_class_are_refused(model, glyphs):
 
 
 def test_lines_are_appended_once_and_hold_means_over_the_mixes(tmp_path):
-    train(TINY, tmp_path, CPU)
     methods = ("none", "mixup", "sage")
     lines = measure_foreground(TINY, methods, tmp_path, 80, CPU)
     path = tmp_path / "foreground.jsonl"
     assert read_results(path) == lines
+    (trained,) = read_results(tmp_path / "results.jsonl")  # which was not there
+    assert trained["config"] == TINY.identity()
     none, mixup, sage = lines
     for line, method in zip(lines, methods, strict=True):
         assert (line["method"], line["seed"], line["pairs"]) == (method, 0, 80)
@@ -230,13 +229,14 @@ def test_lines_are_appended_once_and_hold_means_over_the_mixes(tmp_path):
     measure_foreground(TINY, ("mixup",), tmp_path, 40, CPU)
     assert [line["pairs"] for line in read_results(path)] == [80, 80, 80, 40]
 
-    rows = table(lines).splitlines()
-    assert re.match(r"\| none \| 0 \| 80 \| 100.0 ± 0.0 \| 0.0 ± 0.0 \| 0.0 ± 0.0 \|", rows[2])
-    assert len(rows) == 5
+    rows = table(lines).rows
+    assert rows[0][:5] == ["none", "0", "100.00 ± 0.00", "0.00 ± 0.00", "0.00 ± 0.00"]
+    half = 3.182446 * mixup["standard_error"]["label_weight"]  # Student's t, 3 degrees
+    assert rows[1][-1] == f"{mixup['label_weight']:.2f} ± {half:.2f}"
+    assert len(rows) == 3
 
 
 def test_the_same_seed_gives_the_same_figures(tmp_path):
-    train(TINY, tmp_path, CPU)
     lines = []
     for _ in range(2):
         lines += measure_foreground(TINY, ("sage",), tmp_path, 40, CPU)
@@ -252,13 +252,13 @@ def test_the_same_seed_gives_the_same_figures(tmp_path):
         ({}, ("none",), 50, "pairs must be a multiple of 20, at least 40, got 50"),
         ({}, ("none",), 20, "pairs must be a multiple of 20, at least 40, got 20"),
         ({"dataset": "folder"}, ("none",), 40, "dataset must be glyphs, .* got 'folder'"),
-        ({}, ("none",), 40, "train this run first, with the same settings"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, change, methods, pairs, text):
     config = replace(TINY, data=replace(TINY.data, **change))
     with pytest.raises(ValueError, match=text):
         measure_foreground(config, methods, tmp_path, pairs, CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_method_that_mixes_images_is_measured_by_default():

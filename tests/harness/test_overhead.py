@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,11 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.utils import random_seed
 
 import harness.measures.overhead
-from harness.measures.overhead import OverheadConfig, measure_overhead, table
+from harness.config import OverheadConfig, ScheduleConfig
+from harness.measures.overhead import (
+    SaliencyClock,
+    TrainingStep,
+    measure_overhead,
+    peak_memory,
+)
 from harness.methods import METHODS
+from sage_timm import sage
+from sage_timm.gradient import input_gradient
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 SMALL = OverheadConfig(
     methods=("none", "sage"), batch_sizes=(4,), image_sizes=(8,), classes=5, rounds=2
@@ -98,12 +109,21 @@ class TestCommand:
 
     def test_a_table_with_the_ratios_is_printed(self, measured):
         out, result = measured
-        assert table(out / "overhead.json") in result.stdout
-        rows = [row.split(" | ") for row in table(out / "overhead.json").splitlines()[2:]]
-        assert len(rows) == len(read(out))
-        for row, benchmark in zip(rows, read(out), strict=True):
-            ratio = benchmark["extra_info"]["ratio"]
-            assert row[5] == ("-" if ratio is None else f"{ratio:.2f}")
+        tables = re.split("(?m)^### ", result.stdout)[1:]
+        assert len(tables) == 2  # one an image size
+        rows = [
+            [re.search(r", (\d+) ×", text).group(1), *row.split(" | ")]
+            for text in tables
+            for row in re.findall(r"(?m)^\| (.*) \|$", text)[2:]
+        ]
+        assert len(rows) == 5
+        for size, method, ratio, *_ in rows:
+            (expected,) = [
+                info["ratio"]
+                for info in (benchmark["extra_info"] for benchmark in read(out))
+                if (info["part"], info["method"], info["image_size"]) == ("step", method, int(size))
+            ]
+            assert ratio == f"{expected:.2f}"
 
     def test_no_unfinished_file_is_left(self, measured):
         assert [path.name for path in measured[0].iterdir()] == ["overhead.json"]
@@ -186,6 +206,117 @@ class TestRatio:
         (tmp_path / "overhead.json").write_text("earlier")
         assert measure_overhead(self.config(2), tmp_path) == (False, False)
         assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
+def make_step(method="none"):
+    return TrainingStep(SMALL, method, "preactresnet8_cifar", 4, 8)
+
+
+def moving(clock, ticks, function):
+    def moved(*args, **kwargs):
+        clock.now += ticks
+        return function(*args, **kwargs)
+
+    return moved
+
+
+class TestSaliencyClock:
+    def test_splits_sages_call_in_two(self, monkeypatch):
+        """The gradient moves the clock by 5, the search by 2, the blend by 1."""
+        clock = Ticks()
+        step, other = make_step("sage"), make_step("sage")
+        gradient = moving(clock, 5, input_gradient)
+        monkeypatch.setattr(sys.modules["sage_timm.saliency"], "input_gradient", gradient)
+        for name, ticks in (("best_translation", 2), ("blend", 1)):
+            monkeypatch.setattr(sage, name, moving(clock, ticks, getattr(sage, name)))
+        watch = SaliencyClock(clock)
+        watch.watch(step.mix.sage)
+        for _ in range(3):
+            step.mix(*step.batch())
+        assert (watch.saliency(), watch.rest(), clock.now) == (15, 9, 24)
+        other.mix(*other.batch())
+        assert watch.saliency() == 15
+
+    def test_leaves_the_mix_as_it_is(self):
+        results = []
+        for watch in (SaliencyClock(Ticks()).watch, lambda _sage: None):
+            step = make_step("sage")
+            watch(step.mix.sage)
+            random_seed(3)
+            results.append(step.mix(*step.batch()))
+        for watched, plain in zip(*results, strict=True):
+            assert torch.equal(watched, plain)
+
+
+class TestStep:
+    @pytest.mark.parametrize("method", ["none", "cutmix", "sage"])
+    def test_trains_the_network(self, method):
+        step = make_step(method)
+        before = {name: value.clone() for name, value in step.model.state_dict().items()}
+        step(*step.batch())
+        for name, value in step.model.named_parameters():
+            assert not torch.equal(value, before[name]), name
+
+    def test_is_one_step_of_nesterov_momentum(self):
+        """By hand, in which the momentum's first value is the gradient."""
+        step, schedule = make_step(), ScheduleConfig()
+        images, targets = step.batch()
+        loss = torch.nn.functional.cross_entropy(step.model(images), targets)
+        weights = dict(step.model.named_parameters())
+        gradients = torch.autograd.grad(loss, weights.values())
+        expected = {}
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            decayed = gradient + schedule.weight_decay * weight.detach() * (weight.dim() > 1)
+            expected[name] = weight.detach() - schedule.lr * (1 + schedule.momentum) * decayed
+        step(images, targets)
+        for name, weight in step.model.named_parameters():
+            torch.testing.assert_close(weight.detach(), expected[name], atol=1e-6, rtol=1e-5)
+
+    def test_a_batch_is_not_changed_by_a_method_that_mixes_in_place(self):
+        step = make_step("mixup")
+        before = step.batch()[0]
+        step(*step.batch())
+        assert torch.equal(step.batch()[0], before)
+
+
+class TestPeakMemory:
+    """Against bytes that a method holds on purpose."""
+
+    HELD = 2**25
+
+    def hoard(self, monkeypatch, during_step):
+        def build(config, model, loss_fn, classes):
+            held = []
+
+            def mix(images, targets):
+                held[:] = [torch.empty(self.HELD, dtype=torch.uint8)]
+                if not during_step:
+                    held.clear()
+                return images, torch.eye(classes)[targets]
+
+            return mix
+
+        monkeypatch.setitem(METHODS, "hoard", build)
+
+    def peak(self, method):
+        return peak_memory(lambda: make_step(method), CPU)
+
+    def test_counts_what_is_held_during_the_step(self, monkeypatch):
+        self.hoard(monkeypatch, during_step=True)
+        # The second call allocates before it lets go of the first one's.
+        assert self.HELD < self.peak("hoard") - self.peak("none") <= 2 * self.HELD
+
+    def test_counts_what_is_held_for_a_moment(self, monkeypatch):
+        """Before the forward pass, there are weights, momentum, gradients and images, no more."""
+        self.hoard(monkeypatch, during_step=False)
+        step = make_step()
+        weights = sum(p.numel() * 4 for p in step.model.parameters())
+        images = step.images.numel() * 4
+        own = self.peak("hoard") - self.HELD
+        assert 3 * weights + 2 * images <= own <= 3 * weights + 2 * images + 50_000
+
+    def test_is_the_same_again(self):
+        assert self.peak("sage") == self.peak("sage")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
-from harness.commands.report import Report
+from harness.commands import Report
 from harness.config import RunConfig
 from harness.methods.base import MethodConfig
 from harness.report import markdown, read, sections

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.stats import t as student
 
-from harness.commands.report import Report, folders
+from harness.commands import Report, folders
 from tests.report_inputs import config, report, result, table, write_lines
 
 

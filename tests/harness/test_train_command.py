@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.commands.settings import Settings
-from harness.commands.train import Train
+from harness.commands import Train
 from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
-from harness.presets import PRESETS
+from harness.settings import PRESETS, Settings
 from harness.store import read_results
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,60 @@
+"""Fixed pairs of images that SAGE's mixes are measured on.
+
+Images of a split are drawn once, and loaded without augmentation. Each is mixed with its reverse in
+its batch, as timm pairs them.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from harness.config import MethodConfig, RunConfig
+from harness.data import load_splits
+from harness.fixed_images import draw_indices, load_images
+from harness.methods.sage import mixing_alone
+from sage_timm.sage import Mix, Sage
+
+
+class FixedPairs:
+    """Images of one of a run's splits, drawn with the run's seed.
+
+    ``argument`` is what asked for ``count`` images, as ``name=value``, for the error.
+    """
+
+    def __init__(
+        self, config: RunConfig, split: Literal["train", "validation"], count: int, argument: str
+    ) -> None:
+        splits = load_splits(config.data, config.seed)
+        self.config = config.data
+        self.classes = len(splits.classes)
+        self.dataset: Any = getattr(splits, split)
+        self.random = np.random.default_rng(config.seed)
+        """Draws whatever else belongs to the pairs."""
+        self.indices = draw_indices(config.data, self.dataset, count, argument, self.random)
+
+    def load(self, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Loads the images, normalised for a model ``[N, C, H, W]``, and their classes ``[N]``.
+
+        With them comes timm's data configuration, which holds mean and standard deviation.
+        """
+        data_config = resolve_data_config({}, model=model)
+        loaded = load_images(self.config, self.dataset, self.indices, data_config, device)
+        return *loaded, data_config
+
+
+def attached_sage(mixing: MethodConfig, model: nn.Module, seed: int) -> Sage:
+    """Makes SAGE that takes its saliency from a model, and draws translations with a seed."""
+    sage = mixing_alone(mixing, seed)
+    sage.attach(model, SoftTargetCrossEntropy())
+    return sage
+
+
+def mix_pairs(sage: Sage, images: Tensor, targets: Tensor, lam: Tensor) -> Mix:
+    """Mixes each image of a batch with its reverse; see :meth:`sage_timm.sage.Sage.mix`."""
+    partner = torch.arange(len(images) - 1, -1, -1, device=images.device)
+    translations = sage.draw_translations(*images.shape[2:])
+    return sage.mix(images, targets, partner, lam, translations)
