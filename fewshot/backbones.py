@@ -1,7 +1,4 @@
-"""learn2learn's few-shot backbones, with the face of a timm network.
-
-Importing this file registers them with timm, so that the harness trains them like any other.
-"""
+"""learn2learn's few-shot backbones as timm networks; importing this file registers them."""
 
 from typing import Any
 
@@ -31,9 +28,7 @@ default_cfgs = {
 
 
 class Backbone(nn.Module):
-    """A feature extractor of learn2learn's and a linear classifier.
-
-    It has what timm's networks have: ``forward_features``, ``forward_head`` and ``feature_info``.
+    """A feature extractor of learn2learn's and a linear classifier, with the face of timm's.
 
     Args:
         features: Maps images ``[B, C, H, W]`` to embeddings ``[B, D]``.
@@ -59,7 +54,6 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def get_classifier(self) -> nn.Linear:
-        """Returns the classifier."""
         return self.classifier
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -72,7 +66,6 @@ class Backbone(nn.Module):
         return embeddings if pre_logits else self.classifier(embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -94,6 +87,17 @@ def cnn4(pretrained: bool = False, **kwargs: Any) -> Backbone:
 def cnn4_32(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Four convolutions of 32 channels, as in MAML (Finn et al., 2017)."""
     return _cnn4("cnn4_32", 32, pretrained, **kwargs)
+
+
+def _cnn4(
+    name: str, channels: int, pretrained: bool, num_classes: int = 64, img_size: int = 84, **_: Any
+) -> Backbone:
+    side = img_size // 2**4
+    if side < 1:
+        raise ValueError(f"{name} halves the image four times and needs 16 pixels, got {img_size}")
+    features = CNN4Backbone(hidden_size=channels)
+    backbone = Backbone(features, channels * side**2, num_classes, ["0", "1", "2", "3"])
+    return _finished(name, backbone, pretrained)
 
 
 @register_model
@@ -120,22 +124,6 @@ def wrn28(pretrained: bool = False, num_classes: int = 64, **_timms: Any) -> Bac
     """Wide ResNet 28-10 (Dhillon et al., ICLR 2020)."""
     backbone = Backbone(_WideResNet(), 640, num_classes, ["layer1", "layer2", "layer3"])
     return _finished("wrn28", backbone, pretrained)
-
-
-def _cnn4(
-    name: str,
-    channels: int,
-    pretrained: bool,
-    num_classes: int = 64,
-    img_size: int = 84,
-    **_timms: Any,
-) -> Backbone:
-    side = img_size // 2**4
-    if side < 1:
-        raise ValueError(f"{name} halves the image four times and needs 16 pixels, got {img_size}")
-    features = CNN4Backbone(hidden_size=channels)
-    backbone = Backbone(features, channels * side**2, num_classes, ["0", "1", "2", "3"])
-    return _finished(name, backbone, pretrained)
 
 
 def _finished(name: str, backbone: Backbone, pretrained: bool) -> Backbone:

@@ -17,7 +17,7 @@ from fewshot.config import EpisodeConfig
 
 @dataclass(frozen=True)
 class Episodes:
-    """The images of E episodes of W ways; the ways of an episode are in random order."""
+    """Indices of the images of E episodes of W ways, which are in random order."""
 
     support: Tensor
     """Indices of the support images, ``[E, W, S]``."""
@@ -31,10 +31,6 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
     An episode's classes are drawn uniformly without replacement, and so are the images of each,
     the support first. The draw depends on the settings and on which images share a class: not on
     the classes' numbers, and not on Python's global random state, which is left as it was.
-
-    Args:
-        targets: The class of each image.
-        config: Ways, shots, queries, number and seed.
 
     Raises:
         ValueError: If a number is too small, there are too few classes, or a class has too few
@@ -60,17 +56,7 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
 def check_counts(
     targets: Sequence[int], config: EpisodeConfig, classes: Sequence[str] = (), split: str = ""
 ) -> None:
-    """Checks that episodes can be drawn.
-
-    Args:
-        targets: The class of each image.
-        config: The episodes.
-        classes: The classes' names, for the error.
-        split: Where the images are from, for the error.
-
-    Raises:
-        ValueError: If there are too few classes, or a class has too few images.
-    """
+    """Checks that there are enough classes, and images of each; names the class and the split."""
     counts = Counter(map(int, targets))
     place = f"{split}: " if split else ""
     if len(counts) < config.ways:
@@ -89,7 +75,7 @@ def check_counts(
 
 @contextmanager
 def _python_random(seed: int) -> Iterator[None]:
-    """Seeds what learn2learn draws from for a while, then puts it back."""
+    """Seeds Python's random state, which learn2learn draws from, and puts it back at the end."""
     state = random.getstate()
     random.seed(seed)
     try:
