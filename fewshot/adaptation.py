@@ -26,20 +26,11 @@ def adapt(
 ) -> nn.Module:
     """Takes gradient steps on the support's cross-entropy, by learn2learn's MAML.
 
-    Args:
-        learner: ``maml`` adapts the whole network (Finn et al., Model-Agnostic Meta-Learning, ICML
-            2017), ``anil`` its last layer (Raghu et al., Rapid Learning or Feature Reuse?, ICLR
-            2020).
-        model: Maps images ``[B, C, H, W]`` to logits of the ways; for ``anil`` one of timm's or
-            of :mod:`fewshot.backbones`. Its buffers, such as batch norm's running statistics, are
-            the adapted network's too.
-        support: A task's support images.
-        labels: Their ways.
-        tasks: Number of steps and learning rate.
-        first_order: Leave out the second derivatives, which only training needs.
-
-    Returns:
-        The adapted network, through which gradients reach ``model``'s parameters.
+    ``maml`` adapts the whole network (Finn et al., Model-Agnostic Meta-Learning, ICML 2017),
+    ``anil`` its last layer (Raghu et al., Rapid Learning or Feature Reuse?, ICLR 2020).
+    ``first_order`` leaves out the second derivatives, which only training needs. Gradients reach
+    the model's parameters through the adapted network, which shares its buffers, such as batch
+    norm's running statistics.
     """
     adapted = clone_module(model)
     part, inputs = adapted, support

@@ -114,18 +114,16 @@ def _download(url: str, root: Path, files: list[DataFile]) -> None:
     # Beside the places, so that a rename is at once.
     with TemporaryDirectory(prefix="unfinished-", dir=parent) as folder:
         came = [Path(folder, place.name) for place in places]
-        archive = url.endswith(".zip")
-        whole = Path(folder, "archive.zip") if archive else came[0]
-        _fetch(url, whole)
+        part = Path(folder, "archive.zip") if url.endswith(".zip") else came[0]
+        _fetch(url, part)
         try:
-            if archive:
-                _unpack(whole)
+            if url.endswith(".zip"):
+                _unpack(part)
             for file, part in zip(files, came, strict=True):
-                whole = part
                 file.check(part)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{url} is not the file that it should be, so it was not kept: {whole.name} {error}"
+                f"{url} is not the file that it should be, so it was not kept: {part.name} {error}"
             ) from error
         for part, place in zip(came, places, strict=True):
             if not place.exists():  # else another process was faster
@@ -150,12 +148,11 @@ def _fetch(url: str, place: Path) -> None:
 
 
 def _unpack(archive: Path) -> None:
-    with archive.open("rb") as file:
-        if file.read(1) == b"<":
-            raise ValueError("is a web page (HTML), no archive")
     try:
-        with ZipFile(archive) as file:
-            file.extractall(archive.parent)
+        with archive.open("rb") as file:
+            _require(file.read(1) != b"<", "is a web page (HTML), no archive")
+        with ZipFile(archive) as content:
+            content.extractall(archive.parent)
     except (BadZipFile, zlib.error) as error:
         raise ValueError(f"is no whole archive: {error}") from error
 
@@ -164,13 +161,12 @@ def _mini_imagenet(path: Path) -> Content:
     content = load_plain(path)
     images = _images(content, "image_data")
     classes = _value(content, "class_dict")
-    if not isinstance(classes, dict) or not classes:
-        raise ValueError("class_dict is no dictionary of classes")
+    _require(isinstance(classes, dict) and classes, "class_dict is no dictionary of classes")
     listed = [_integers(indices, f"class {name!r}") for name, indices in classes.items()]
-    order = np.concatenate(listed)
-    if not np.array_equal(np.sort(order), np.arange(len(images))):
-        raise ValueError(f"class_dict does not give each of the {len(images)} images to one class")
-    targets = np.empty(len(images), dtype=int)
+    order, count = np.concatenate(listed), len(images)
+    whole = np.array_equal(np.sort(order), np.arange(count))
+    _require(whole, f"class_dict does not give each of the {count} images to one class")
+    targets = np.empty(count, dtype=int)
     targets[order] = np.repeat(np.arange(len(listed)), list(map(len, listed)))
     return Content(images, targets.tolist(), _names(list(classes)))
 
@@ -178,8 +174,8 @@ def _mini_imagenet(path: Path) -> Content:
 def _fc100(path: Path) -> Content:
     content = load_plain(path, "latin1")
     images, labels = _images(content, "data"), _integers(_value(content, "labels"), "labels")
-    if len(labels) != len(images):
-        raise ValueError(f"has {len(images)} images and {len(labels)} labels")
+    counts = f"has {len(images)} images and {len(labels)} labels"
+    _require(len(labels) == len(images), counts)
     numbers, targets = np.unique(labels, return_inverse=True)  # numbered over all splits
     return Content(images, targets.tolist(), [f"class {number}" for number in numbers])
 
@@ -189,66 +185,64 @@ def _tiered_labels(path: Path) -> Content:
     names = np.asarray(_value(content, "label_specific_str")).ravel()
     targets = _integers(_value(content, "label_specific"), "label_specific")
     classes = _names([str(name) for name in names])
-    if not np.array_equal(np.unique(targets), np.arange(len(classes))):
-        raise ValueError(
-            f"label_specific is not in 0 ... {len(classes) - 1}, as label_specific_str says"
-        )
+    known = np.array_equal(np.unique(targets), np.arange(len(classes)))
+    last = len(classes) - 1
+    _require(known, f"label_specific is not in 0 ... {last}, as label_specific_str says")
     return Content([], targets.tolist(), classes)
 
 
 def _tiered_images(path: Path) -> list[Any]:
     content = load_plain(path)
-    if not isinstance(content, list) or not content:
-        raise ValueError("is no list of images")
-    for index, image in enumerate(content):
-        if not isinstance(image, bytes) and np.asarray(image).dtype != np.uint8:
-            raise ValueError(f"image {index} is neither bytes nor uint8")
-    return [image if isinstance(image, bytes) else np.asarray(image) for image in content]
+    _require(isinstance(content, list) and content, "is no list of images")
+    images = [image if isinstance(image, bytes) else np.asarray(image) for image in content]
+    for index, image in enumerate(images):
+        known = isinstance(image, bytes) or image.dtype == np.uint8
+        _require(known, f"image {index} is neither bytes nor uint8")
+    return images
 
 
 def _cifarfs(folder: Path, split: str) -> Content:
     """Reads ``data/CLASS/*.png`` of the classes in ``splits/bertinetto/{train,val,test}.txt``."""
     listing = folder / "splits" / "bertinetto" / f"{split}.txt"
-    if not listing.is_file():
-        raise ValueError(f"lacks {listing.relative_to(folder)}")
-    images: list[Path] = []
-    targets: list[int] = []
+    _require(listing.is_file(), f"lacks {listing.relative_to(folder)}")
+    images, targets = [], []
     classes = sorted(_names(listing.read_text().split()))
     for target, name in enumerate(classes):
         files = sorted((folder / "data" / name).glob("*.png"))
-        if not files:
-            raise ValueError(f"has no images in data/{name}, which {listing.name} lists")
+        _require(files, f"has no images in data/{name}, which {listing.name} lists")
         images += files
         targets += [target] * len(files)
     return Content(images, targets, classes)
 
 
 def _value(content: Any, key: str) -> Any:
-    if not isinstance(content, dict) or key not in content:
-        raise ValueError(f"has no {key!r}")
+    _require(isinstance(content, dict) and key in content, f"has no {key!r}")
     return content[key]
 
 
 def _images(content: Any, key: str) -> NDArray[np.uint8]:
     images = np.asarray(_value(content, key))
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
-        raise ValueError(
-            f"{key} is not uint8 [N, H, W, 3], but {images.dtype} {list(images.shape)}"
-        )
+    known = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and images.size
+    kind = f"{images.dtype} {list(images.shape)}"
+    _require(known, f"{key} is not uint8 [N, H, W, 3], but {kind}")
     return images
 
 
 def _integers(value: Any, name: str) -> NDArray[Any]:
     numbers = np.asarray(value)
-    if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iu":
-        raise ValueError(f"{name} is no list of integers")
+    known = numbers.ndim == 1 and numbers.size and numbers.dtype.kind in "iu"
+    _require(known, f"{name} is no list of integers")
     return numbers
 
 
 def _names(names: list[Any]) -> list[str]:
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("names no classes")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"names the class {twice!r} twice")
+    _require(names and all(isinstance(name, str) for name in names), "names no classes")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"names the class {twice[0]!r} twice")
     return names
+
+
+def _require(condition: Any, what: str) -> None:
+    if not condition:
+        raise ValueError(what)

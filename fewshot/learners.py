@@ -19,11 +19,12 @@ from harness.config import RunConfig
 from harness.data import Splits
 from harness.learner import BuildLearner, Classifier
 from harness.methods import METHODS
-from harness.methods.base import Mix
 
 
 class _TaskLearner:
     """Holds what the learners of tasks have in common.
+
+    A subclass's ``prepared`` makes the network that the run's method sees of the run's network.
 
     Raises:
         ValueError: If the tasks take more classes or images than there are.
@@ -33,16 +34,13 @@ class _TaskLearner:
         self, config: RunConfig, model: nn.Module, splits: Splits, device: torch.device
     ) -> None:
         assert isinstance(config, FewShotConfig)
-        self.config, self.tasks = config, config.tasks
+        self.learner, self.tasks = config.learner, config.tasks
         self.loader = task_loader(config, model, splits, device)
         self.support_labels = way_labels(self.tasks.ways, self.tasks.shots, device)
         self.query_labels = way_labels(self.tasks.ways, self.tasks.queries, device)
         self.loss_fn = SoftTargetCrossEntropy()
-
-    def method(self, model: nn.Module) -> Mix:
-        """Makes the run's method, which sees ``model`` as the network."""
-        build = METHODS[self.config.method]
-        return build(self.config.mixing, model, self.loss_fn, self.tasks.ways)
+        build, seen = METHODS[config.method], self.prepared(model)
+        self.mix = build(config.mixing, seen, self.loss_fn, self.tasks.ways)
 
 
 class ProtoNet(_TaskLearner):
@@ -51,22 +49,17 @@ class ProtoNet(_TaskLearner):
     Source: Snell, Swersky and Zemel, Prototypical Networks, NeurIPS 2017.
     """
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module, splits: Splits, device: torch.device
-    ) -> None:
-        super().__init__(config, model, splits, device)
+    def prepared(self, model: nn.Module) -> nn.Module:
         self.prototypes = Prototypes(model, self.support_labels)
-        self.mix = self.method(self.prototypes)
+        return self.prototypes
 
     def loss(self, images: Tensor, _targets: Tensor) -> Tensor:
-        """Computes the mean loss of a step's tasks."""
         # All are mixed before any is learned from: a saliency pass restores batch norm's
         # statistics, which the backward pass of one that came before would find changed.
-        mixed = []
+        mixed, losses = [], []
         for support, queries in split_tasks(images, self.tasks):
             self.prototypes.support = support
             mixed.append((support, *self.mix(queries, self.query_labels)))
-        losses = []
         for support, queries, soft_labels in mixed:
             self.prototypes.support = support
             losses.append(self.loss_fn(self.prototypes(queries), soft_labels))
@@ -76,11 +69,8 @@ class ProtoNet(_TaskLearner):
 class Prototypes(nn.Module):
     """Maps queries to logits: minus the squared distance to each way's mean support embedding.
 
-    Support and queries pass through the network together, as one batch to its batch norm.
-
-    Args:
-        model: A timm network, or one of :mod:`fewshot.backbones`.
-        labels: The ways of the support images, ``[N]``.
+    Support and queries pass through the network, which has timm's face, together: as one batch to
+    its batch norm. ``labels`` are the ways of the support's images.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
@@ -103,29 +93,23 @@ class Prototypes(nn.Module):
 class AdaptationLearner(_TaskLearner):
     """Learns weights from which a few gradient steps on a task's support lead to low query loss.
 
-    The method sees a copy that holds the adapted weights as the network, through which nothing
-    reaches the network itself. Support and queries pass through the network one after the other,
-    each in training mode. The network's classifier is replaced by one with an output a way.
+    The network's classifier is replaced by one with an output a way. The method sees a copy that
+    holds the adapted weights, through which nothing reaches the network itself. Support and
+    queries pass through the network one after the other, each in training mode.
 
     Source: Finn et al., ICML 2017, Algorithm 2.
     """
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module, splits: Splits, device: torch.device
-    ) -> None:
-        super().__init__(config, model, splits, device)
+    def prepared(self, model: nn.Module) -> nn.Module:
         model.reset_classifier(self.tasks.ways)
-        self.model = model.to(device)
+        self.model = model.to(self.support_labels.device)
         self.adapted_copy = copy.deepcopy(model).train()
-        self.mix = self.method(self.adapted_copy)
+        return self.adapted_copy
 
     def loss(self, images: Tensor, _targets: Tensor) -> Tensor:
-        """Computes the mean query loss of a step's tasks, each after adaptation."""
         losses = []
         for support, queries in split_tasks(images, self.tasks):
-            adapted = adapt(
-                self.config.learner, self.model, support, self.support_labels, self.tasks
-            )
+            adapted = adapt(self.learner, self.model, support, self.support_labels, self.tasks)
             self.adapted_copy.load_state_dict(adapted.state_dict())
             mixed, soft_labels = self.mix(queries, self.query_labels)
             losses.append(self.loss_fn(adapted(mixed), soft_labels))

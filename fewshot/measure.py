@@ -155,15 +155,8 @@ def evaluate(
         "data": fingerprint(config.novel),
     }
     for setting, normalization, classifier in evaluation.figures(config.learner):
-        key = header | {
-            "ways": setting.ways,
-            "shots": setting.shots,
-            "queries": setting.queries,
-            "episodes": setting.episodes,
-            "episode_seed": setting.seed,
-            "normalization": normalization,
-            "classifier": classifier,
-        }
+        key = header | asdict(setting) | {"episode_seed": setting.seed, "seed": config.seed}
+        key |= {"normalization": normalization, "classifier": classifier}
         figure = partial(measure, setting, normalization, classifier)
         yield cached(out / "episodes.jsonl", key, figure)
 

@@ -41,27 +41,20 @@ class TaskBatches:
         yield from in_order(drawn)[:count].view(self.config.steps, -1).tolist()
 
     def _draw(self, seed: int, episodes: int) -> Episodes:
-        config = self.config
+        tasks = self.config
+        config = EpisodeConfig(tasks.ways, tasks.shots, tasks.queries, episodes, seed)
         try:
-            return draw_episodes(
-                self.targets,
-                EpisodeConfig(config.ways, config.shots, config.queries, episodes, seed),
-            )
+            return draw_episodes(self.targets, config)
         except ValueError as error:
             raise ValueError(f"tasks of the base classes: {error}") from error
 
 
 def task_loader(config: FewShotConfig, model: nn.Module, splits: Splits, device: torch.device):
-    """Makes a loader of tasks, whose images are augmented as the classifier's are.
-
-    Raises:
-        ValueError: If there are too few classes or images, or they are to be kept on the device.
-    """
+    """Makes a loader of tasks, whose images are augmented as the classifier's are."""
     if config.data.on_device:
         raise ValueError("on_device=True is for learner=classifier: tasks load their own images")
-    loader = make_loader(
-        config.data, splits.train, resolve_data_config({}, model=model), device, splits.hflip
-    )
+    normalisation = resolve_data_config({}, model=model)
+    loader = make_loader(config.data, splits.train, normalisation, device, splits.hflip)
     return in_batches(loader, TaskBatches(targets_of(splits.train), config.tasks))
 
 
