@@ -12,6 +12,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from sage_timm.settings import SageSettings
+
 MOST_EPOCHS = 100_000
 RANK_APART = 1_000_003
 """Between the random states of two processes."""
@@ -20,6 +22,23 @@ LEAST_GLYPH = 8
 _SEEDS = 2**32  # NumPy's
 Amp = Literal["none", "bfloat16", "float16"]
 BatchNorm = Literal["clean", "running"]
+
+
+def check_in(interval: str, **settings: float) -> None:
+    """Raises a ValueError that names a setting outside of an interval, such as ``"(0, 1]"``."""
+    low, high = (float(end) for end in interval.strip("[]()").split(","))
+    for name, value in settings.items():
+        above = low <= value if interval[0] == "[" else low < value
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{name} must be in {interval}, got {value}")
+
+
+def check_at_least(least: int, **settings: int | None) -> None:
+    """Raises a ValueError that names a setting below its least value; None is fine."""
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -40,19 +59,11 @@ class ScheduleConfig:
     """multistep: epochs at which the learning rate falls to a tenth."""
 
     def check(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ValueError: If one is out of its range.
-        """
-        if not 0 < self.epochs < MOST_EPOCHS:
-            raise ValueError(f"epochs must be in (0, {MOST_EPOCHS}), got {self.epochs}")
-        if not 0 < self.lr < inf:
-            raise ValueError(f"lr must be in (0, inf), got {self.lr}")
-        if not 0 < self.momentum < 1:
-            raise ValueError(f"momentum must be in (0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < inf:
-            raise ValueError(f"weight_decay must be in [0, inf), got {self.weight_decay}")
+        """Raises a ValueError if a number is out of its range."""
+        check_in(f"(0, {MOST_EPOCHS})", epochs=self.epochs)
+        check_in("(0, inf)", lr=self.lr)
+        check_in("(0, 1)", momentum=self.momentum)
+        check_in("[0, inf)", weight_decay=self.weight_decay)
         milestones = self.decay_milestones
         if min(milestones, default=1) < 1 or list(milestones) != sorted(milestones):
             raise ValueError(
@@ -113,21 +124,12 @@ class DataConfig:
             object.__setattr__(self, "data_dir", os.path.expanduser(self.data_dir))
 
     def check(self) -> None:
-        """Checks the numbers, and what cannot go together.
-
-        Raises:
-            ValueError: If a number is out of its range, or images that are kept on the device are
-                to be cropped by timm.
-        """
-        least = {"num_classes": 2, "train_size": 1, "image_size": 1, "batch_size": 2, "workers": 0}
-        if self.dataset == "glyphs":
-            least["image_size"] = LEAST_GLYPH
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        """Raises a ValueError if a number is out of its range, or two settings do not fit."""
+        check_at_least(2, num_classes=self.num_classes, batch_size=self.batch_size)
+        check_at_least(1, train_size=self.train_size)
+        check_at_least(LEAST_GLYPH if self.dataset == "glyphs" else 1, image_size=self.image_size)
+        check_at_least(0, workers=self.workers)
+        check_in("(0, 1]", crop_pct=self.crop_pct)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares in (0, 1], ascending, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1] < inf:
@@ -139,47 +141,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """Settings of the mixing methods; each method reads those that concern it."""
+class MethodConfig(SageSettings):
+    """Settings of the mixing methods: SAGE's own, and two that more of them read."""
 
     alpha: float | None = None
     """Parameter of the Beta distribution; the paper's of each method if None: 2 for manifold, else
     1."""
     label_smoothing: float = 0.0
     """Label smoothing, the same for every method."""
-    lambda_max: float = 0.5
-    """sage: the largest weight of an image's own saliency (the paper: 0.5 to 0.7)."""
-    update_ratio: float = 1.0
-    """sage: rho, the share of the mixed loss in the step (the paper: 0.5 to 0.7)."""
-    saliency_size: int | None = None
-    """sage: pixels of the shorter side to which images are shrunk for their saliency."""
-    saliency_dtype: Literal["float16", "bfloat16"] | None = None
-    """sage: the type in which autocast computes the saliency; as the step does if None."""
-    saliency_fraction: float = 1.0
-    """sage: the share of each batch that it mixes; the rest gets plain mixup."""
-    search: Literal["all", "random", "none"] = "all"
-    """sage: which translations to choose from."""
-    search_fraction: float = 0.01
-    """sage: the share of all translations that search=random looks at."""
 
     def alpha_or(self, default: float) -> float:
         """Returns alpha, or the method's own default where none is set."""
         return default if self.alpha is None else self.alpha
 
     def check(self) -> None:
-        """Checks the settings of all methods, whichever is asked for.
-
-        Raises:
-            ValueError: If one is out of its range, or two do not go together.
-        """
-        from harness.methods.sage import own_settings
-        from sage_timm.sage import Sage
-
-        if self.alpha is not None and not 0 < self.alpha < inf:
-            raise ValueError(f"alpha must be in (0, inf), got {self.alpha}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        Sage(**own_settings(self), generator=None)
+        """Raises a ValueError if a number is out of its range; SAGE's are checked already."""
+        if self.alpha is not None:
+            check_in("(0, inf)", alpha=self.alpha)
+        check_in("[0, 1)", label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -223,12 +202,10 @@ class RunConfig:
             needs(REQUIRES[self.method], self.method)
         # Each epoch of each process has a seed of its own, made of the run's.
         most = (_SEEDS - RANK_APART * self.devices) // MOST_EPOCHS - 1
-        if not 0 <= self.seed <= most:
-            raise ValueError(f"seed must be in [0, {most}], got {self.seed}")
+        check_in(f"[0, {most}]", seed=self.seed)
         for part in (self.data, self.schedule, self.mixing):
             part.check()
-        if self.measured_epochs < 1:
-            raise ValueError(f"measured_epochs must be at least 1, got {self.measured_epochs}")
+        check_at_least(1, measured_epochs=self.measured_epochs)
         each, rest = divmod(self.data.batch_size, self.devices)
         if each < 2 or each % 2 or rest:
             raise ValueError(
@@ -245,15 +222,11 @@ class RunConfig:
 
     @property
     def least_images(self) -> int:
-        """The number of training images below which there is no epoch."""
+        """Number of training images below which there is no epoch."""
         return self.data.batch_size
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON: a fingerprint of the images stands for where they are.
-
-        Raises:
-            ValueError: If the data set cannot be opened.
-        """
+        """Returns the settings as JSON: a fingerprint of the images stands for where they are."""
         from harness.data import fingerprint
 
         settings = asdict(self)
@@ -267,12 +240,11 @@ class RunConfig:
     def from_identity(cls, identity: dict[str, Any], data_dir: str | None = None) -> "RunConfig":
         """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``.
 
+        Raises a ValueError if a setting is unknown here, or does not fit.
+
         Args:
             identity: What :meth:`identity` gave.
             data_dir: Where the data set is on this machine.
-
-        Raises:
-            ValueError: If a setting is unknown here, or does not fit.
         """
         values = dict(identity)
         for name, part in cls.PARTS.items():
@@ -285,8 +257,10 @@ class RunConfig:
         return made
 
     def name(self) -> str:
-        """A file name of its own for each identity."""
-        return run_name(self.identity())
+        """Makes a file name of the run's identity."""
+        identity = self.identity()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return f"{self.method}-seed{self.seed}-{digest[:10]}"
 
 
 @dataclass(frozen=True)
@@ -312,11 +286,7 @@ class OverheadConfig:
     mixing: MethodConfig = field(default_factory=MethodConfig)
 
     def check(self) -> None:
-        """Checks what can be checked before anything is measured.
-
-        Raises:
-            ValueError: If a setting is unknown or out of its range.
-        """
+        """Raises a ValueError if a setting is unknown or out of its range."""
         import timm
 
         import harness.models  # noqa: F401  (registers the networks with timm)
@@ -337,21 +307,11 @@ class OverheadConfig:
                 raise ValueError(
                     f"batch_sizes must be even, since timm's Mixup mixes pairs, got {size}"
                 )
-        for name, values, least in (
-            ("image_sizes", self.image_sizes, LEAST_GLYPH),
-            ("classes", (self.classes,), 2),
-            ("rounds", (self.rounds,), 1),
-        ):
-            if min(values) < least:
-                raise ValueError(f"{name} must be at least {least}, got {min(values)}")
+        check_at_least(LEAST_GLYPH, image_sizes=min(self.image_sizes))
+        check_at_least(2, classes=self.classes)
+        check_at_least(1, rounds=self.rounds)
         self.mixing.check()
         open_device(self.device)
-
-
-def run_name(identity: dict[str, Any]) -> str:
-    """Makes a file name of what :meth:`RunConfig.identity` gave."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return f"{identity['method']}-seed{identity['seed']}-{digest[:10]}"
 
 
 def expanded(path: Path) -> Path:
@@ -360,21 +320,13 @@ def expanded(path: Path) -> Path:
 
 
 def check_directory(path: Path) -> None:
-    """Checks that a folder is there.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Raises a ValueError if a folder is not there."""
     if not path.is_dir():
         raise ValueError(f"no such folder: {path}")
 
 
 def make_directory(path: Path) -> None:
-    """Makes a folder to write to.
-
-    Raises:
-        ValueError: If it cannot be written to.
-    """
+    """Makes a folder to write to; raises a ValueError if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

@@ -1,4 +1,4 @@
-"""The device that a run computes on: whether it is there, its name, and its time."""
+"""The device that a run computes on: whether it is there, its name, its types and its time."""
 
 import time
 from collections.abc import Iterator
@@ -11,11 +11,7 @@ Value = TypeVar("Value")
 
 
 def open_device(name: str) -> torch.device:
-    """Finds a device.
-
-    Raises:
-        ValueError: If it is not there, or cannot compute.
-    """
+    """Finds a device; raises a ValueError if it is not there, or cannot compute."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
@@ -27,15 +23,14 @@ def open_device(name: str) -> torch.device:
 
 def from_first(value: Value, devices: int) -> Value:
     """Returns the first process's value to all of them."""
-    if devices == 1:
-        return value
     box = [value]
-    torch.distributed.broadcast_object_list(box)
+    if devices > 1:
+        torch.distributed.broadcast_object_list(box)
     return box[0]
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the CPU's with the threads in use."""
+    """Names the accelerator, or the CPU with the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} thread(s)"

@@ -1,4 +1,4 @@
-"""What a network learns from: batches, and the loss of each."""
+"""Learning: batches and the loss of each, the optimiser, and one step of it."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -6,9 +6,11 @@ from typing import Protocol
 import torch
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import reduce_tensor
 from torch import Tensor, nn
 
-from harness.config import RunConfig
+from harness.config import RunConfig, ScheduleConfig
 from harness.data import Splits, make_loader
 from harness.methods import METHODS
 
@@ -29,28 +31,14 @@ BuildLearner = Callable[[RunConfig, nn.Module, Splits, torch.device], Learner]
 
 
 class Classifier:
-    """Learns to tell the training classes apart, from batches that the run's method mixes.
-
-    Args:
-        config: The run's settings.
-        model: Maps images ``[B, C, H, W]`` to logits ``[B, num_classes]``.
-        splits: The data.
-        device: Where.
-
-    Raises:
-        ValueError: If a batch is larger than the data set, or the method does not fit the model.
-    """
+    """Learns to tell the training classes apart, from batches that the run's method mixes."""
 
     def __init__(
         self, config: RunConfig, model: nn.Module, splits: Splits, device: torch.device
     ) -> None:
+        data_config = resolve_data_config({}, model=model)
         self.loader = make_loader(
-            config.data,
-            splits.train,
-            resolve_data_config({}, model=model),
-            device,
-            splits.hflip,
-            config.devices,
+            config.data, splits.train, data_config, device, splits.hflip, config.devices
         )
         if not len(self.loader):
             raise ValueError(
@@ -65,3 +53,40 @@ class Classifier:
         """Computes the loss of the mixed images and their targets."""
         mixed, soft_targets = self.mix(images, targets)
         return self.loss_fn(self.model(mixed), soft_targets)
+
+
+def training_step(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+    before_step: Callable[[], None] | None = None,
+) -> None:
+    """Takes the gradients of a loss, and one step of the optimiser along them."""
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if before_step is not None:
+        before_step()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """Makes the optimiser that every run trains with: SGD with Nesterov momentum."""
+    return create_optimizer_v2(
+        model,
+        opt="sgd",
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+    )
+
+
+def average_gradients(model: nn.Module, devices: int) -> None:
+    """Averages the gradients over all processes.
+
+    Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.copy_(reduce_tensor(parameter.grad.contiguous(), devices))

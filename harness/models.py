@@ -44,17 +44,30 @@ def create_network(name: str, classes: int, image_size: int, in_chans: int = 3) 
     return network
 
 
-def _refuse_pretrained(pretrained: bool) -> None:
+def _cifar(model: Any, pretrained: bool) -> Any:
+    """Gives a network that no weights were published for timm's configuration of CIFAR-10."""
     if pretrained:
         raise ValueError("pretrained=True: the harness's CIFAR networks have no pretrained weights")
+    model.pretrained_cfg = model.default_cfg = _CIFAR_CONFIG
+    return model
+
+
+def _own(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Drops what timm's create_model adds for networks with published weights."""
+    timms = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    return {name: value for name, value in arguments.items() if name not in timms}
+
+
+def _conv3x3(model: nn.Module, channels: int) -> nn.Module:
+    conv = create_conv2d(model.in_chans, channels, kernel_size=3)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 def _preact_resnet(
-    layers: list[int], channels: tuple[int, ...], stem: int, **kwargs: Any
+    pretrained: bool, layers: list[int], channels: tuple[int, ...], stem: int, **kwargs: Any
 ) -> ResNetV2:
-    """Pre-activation ResNet (He et al., 2016) with basic blocks and a 3 x 3 stem."""
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(key, None)
+    """Makes a pre-activation ResNet (He et al., 2016) with basic blocks and a 3 x 3 stem."""
     model = ResNetV2(
         layers,
         channels=channels,
@@ -63,48 +76,36 @@ def _preact_resnet(
         bottle_ratio=1.0,
         conv_layer=create_conv2d,
         norm_layer=BatchNormAct2d,
-        **kwargs,
+        **_own(kwargs),
     )
-    model.stem.conv = create_conv2d(model.in_chans, stem, kernel_size=3)
-    nn.init.kaiming_normal_(model.stem.conv.weight, mode="fan_out", nonlinearity="relu")
+    model.stem.conv = _conv3x3(model, stem)
     model.stem.pool = nn.Identity()
-    model.pretrained_cfg = model.default_cfg = _CIFAR_CONFIG
-    return model
+    return _cifar(model, pretrained)
 
 
 @register_model
 def preactresnet8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
     """A small network that two CPU cores can train: one block a stage, 16 to 64 channels."""
-    _refuse_pretrained(pretrained)
-    return _preact_resnet([1, 1, 1], (16, 32, 64), 16, **kwargs)
+    return _preact_resnet(pretrained, [1, 1, 1], (16, 32, 64), 16, **kwargs)
 
 
 @register_model
 def preactresnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
     """PreActResNet18 (He et al., 2016) for 32-pixel images, as in SAGE's experiments."""
-    _refuse_pretrained(pretrained)
-    return _preact_resnet([2, 2, 2, 2], (64, 128, 256, 512), 64, **kwargs)
+    return _preact_resnet(pretrained, [2, 2, 2, 2], (64, 128, 256, 512), 64, **kwargs)
 
 
 @register_model
 def wrn16_8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
     """Wide ResNet 16-8 (Zagoruyko and Komodakis, 2016), as in SAGE's experiments."""
-    _refuse_pretrained(pretrained)
-    return _preact_resnet([2, 2, 2], (128, 256, 512), 16, **kwargs)
+    return _preact_resnet(pretrained, [2, 2, 2], (128, 256, 512), 16, **kwargs)
 
 
 @register_model
 def resnext29_4_24_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNeXt29-4-24 (Xie et al., 2017) for 32-pixel images, as in SAGE's experiments."""
-    _refuse_pretrained(pretrained)
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(key, None)
-    model = ResNet(
-        Bottleneck, (3, 3, 3), channels=(64, 128, 256), cardinality=4, base_width=24, **kwargs
-    )
-    model.conv1 = nn.Conv2d(model.in_chans, 64, kernel_size=3, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    model.layer4 = nn.Identity()
-    model.pretrained_cfg = model.default_cfg = _CIFAR_CONFIG
-    return model
+    size = {"channels": (64, 128, 256), "cardinality": 4, "base_width": 24}
+    model = ResNet(Bottleneck, (3, 3, 3), **size, **_own(kwargs))
+    model.conv1 = _conv3x3(model, 64)
+    model.maxpool = model.layer4 = nn.Identity()
+    return _cifar(model, pretrained)

@@ -1,4 +1,4 @@
-"""Runs in turn: what is checked before the first, who is at which, and what was asked for."""
+"""Runs in turn: checks before the first, a lock for each, notes of those that failed."""
 
 import contextlib
 import sys
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock, Timeout
 from timm.loss import SoftTargetCrossEntropy
-from torch import nn
 from tqdm import tqdm
 
 from harness.config import RunConfig, make_directory
@@ -19,7 +18,7 @@ from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
 from harness.models import create_network
-from harness.store import RUN, append_result, read_results
+from harness.store import append_result, cached
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
@@ -33,15 +32,11 @@ class Turn(NamedTuple):
 
 
 def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
-    """Checks what can be known before the first run is trained.
+    """Checks what can be known before the first run is trained; makes the folder of results.
 
-    Args:
-        runs: Runs that differ in method and seed alone.
-        out: The folder of results, which is made.
-
-    Raises:
-        ValueError: If the data set cannot be opened or has too few images, the network does not
-            take them, a method does not fit the network, or nothing can be written.
+    The runs differ in method and seed alone. Raises a ValueError if the data set cannot be opened
+    or has too few images, the network does not take them, a method does not fit the network, or
+    nothing can be written.
     """
     run = runs[0]
     images, classes = count_images(run.data, run.seed)
@@ -49,7 +44,14 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
         raise ValueError(
             f"batch_size={run.data.batch_size} is more than the {images} training images"
         )
-    network = _tried_network(run, classes)
+    size, channels = run.data.image_size, run.data.in_chans
+    try:
+        network = create_network(run.model, classes, size, channels)
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, channels, size, size))
+    except Exception as error:
+        message = f"model={run.model!r} does not go with image_size={size}: {error}"
+        raise ValueError(message) from error
     for method in dict.fromkeys(run.method for run in runs):
         try:
             METHODS[method](run.mixing, network, SoftTargetCrossEntropy(), classes)
@@ -57,34 +59,27 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
             raise
         except Exception:  # no matter of settings: the run will fail, and not keep the others
             continue
-    _check_folder(out)
+    make_directory(out)
+    try:
+        with _lock(out, "runs"):
+            pass
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r} cannot be locked: {error.strerror}") from error
 
 
 def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
-    """Writes to OUT/runs.jsonl which runs are asked for, so that the report shows what is missing.
-
-    Raises:
-        ValueError: If a run's data set cannot be opened.
-    """
-    headers = [_header(run) for run in runs]
-    path = out / "runs.jsonl"
-    with FileLock(_lock_path(out, "runs")):
-        known = [line["config"] for line in read_results(path, RUN)]
-        for header in headers:
-            if header["config"] not in known:
-                append_result(path, header)
+    """Writes to OUT/runs.jsonl what is asked for, so that the report shows what is missing."""
+    with _lock(out, "runs"):
+        for run in runs:
+            cached(out / "runs.jsonl", _header(run), dict)
 
 
 def in_turn(runs: Sequence[RunConfig], out: Path, rank: int = 0) -> Iterator[Turn]:
     """Gives each run while no other process is at it.
 
-    A run that another process is at is passed over, and comes once that one has finished or died.
-    So processes that are started with one command divide its runs, and none is trained twice.
-
-    Args:
-        runs: The runs.
-        out: The folder of results.
-        rank: This process's among ``devices`` of the runs, which take their turns together.
+    A run that another process is at comes once that one has finished or died. So processes that are
+    started with one command divide its runs, and none is trained twice. The processes of one run on
+    several devices, of which this is number ``rank``, take their turns together.
     """
     bar = _EpochsBar(runs, shown=rank == 0)
     waiting = list(runs)
@@ -115,14 +110,7 @@ def run_all(
 ) -> None:
     """Calls a function for each run; one that fails is written to OUT/failures.jsonl.
 
-    Args:
-        runs: The runs.
-        call: Trains one, or does what else is to be done.
-        out: The folder of results.
-        rank: This process's; see :func:`in_turn`.
-
-    Raises:
-        SystemExit: With exit code 1 at the end, if any failed.
+    Ends with exit code 1 if any failed. See :func:`in_turn` for the rank.
     """
     failed = 0
     for run, progress in in_turn(runs, out, rank):
@@ -139,7 +127,7 @@ def run_all(
 
 
 class _EpochsBar:
-    """A bar of all runs' epochs, whose estimate of the time left is made of those done here."""
+    """Shows all runs' epochs, and estimates the time left by those trained here."""
 
     def __init__(self, runs: Sequence[RunConfig], shown: bool) -> None:
         total = sum(run.schedule.epochs for run in runs)
@@ -173,7 +161,7 @@ class _EpochsBar:
 @contextlib.contextmanager
 def _at(run: RunConfig, out: Path, rank: int) -> Iterator[bool]:
     """Keeps other processes from a run, if none is at it; tells whether that is so."""
-    lock = FileLock(_lock_path(out, run.name()), timeout=0)
+    lock = _lock(out, run.name(), timeout=0)
     free = True
     if rank == 0:
         try:
@@ -186,32 +174,10 @@ def _at(run: RunConfig, out: Path, rank: int) -> Iterator[bool]:
         lock.release()
 
 
-def _lock_path(out: Path, name: str) -> Path:
+def _lock(out: Path, name: str, timeout: float = -1) -> FileLock:
     folder = out / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.lock"
-
-
-def _check_folder(out: Path) -> None:
-    make_directory(out)
-    try:
-        with FileLock(_lock_path(out, "runs")):
-            pass
-    except OSError as error:
-        raise ValueError(f"out={str(out)!r} cannot be locked: {error.strerror}") from error
-
-
-def _tried_network(run: RunConfig, classes: int) -> nn.Module:
-    size, channels = run.data.image_size, run.data.in_chans
-    try:
-        network = create_network(run.model, classes, size, channels)
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, channels, size, size))
-    except Exception as error:
-        raise ValueError(
-            f"model={run.model!r} does not go with image_size={size}: {error}"
-        ) from error
-    return network
+    return FileLock(folder / f"{name}.lock", timeout=timeout)
 
 
 def _note_failure(run: RunConfig, error: Exception, out: Path) -> None:

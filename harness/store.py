@@ -1,17 +1,17 @@
 """Results and checkpoints on disk: appended line by line, replaced whole, never half written."""
 
-import fcntl
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 Line = dict[str, Any]
@@ -19,10 +19,10 @@ Kind = type | tuple[type, ...]
 
 RUN: Mapping[str, Kind] = MappingProxyType({"method": str, "seed": int, "config": dict})
 """What every line about a run holds."""
-_NAMED: set[str] = set()  # what was skipped and is said already
+_NAMED: set[str] = set()  # skipped lines that were named already
 
 
-def append_result(path: Path, line: dict[str, Any]) -> None:
+def append_result(path: Path, line: Line) -> None:
     """Appends one JSON object on a line of its own and flushes it to the disk.
 
     Figures that are not finite become null, for JSON has no word for them. Several processes may
@@ -30,8 +30,11 @@ def append_result(path: Path, line: dict[str, Any]) -> None:
     """
     text = json.dumps(finite(line), ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        _drop_unfinished_line(path)
+    with FileLock(path.with_suffix(".lock")):
+        before = path.read_bytes() if path.exists() else b""
+        whole = before[: before.rfind(b"\n") + 1]
+        if whole != before:
+            replace_file(path, whole)
         with path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()
@@ -77,7 +80,7 @@ def all_finite(value: Any) -> bool:
 def read_results(path: Path, keys: Mapping[str, Kind] = MappingProxyType({})) -> list[Line]:
     """Reads the whole lines of a results file, none if there is no file.
 
-    Lines that are blank or hold something else are skipped, and named on stderr the first time.
+    Skips lines that are blank or hold something else, and names them on stderr the first time.
 
     Args:
         path: The file.
@@ -96,18 +99,22 @@ def read_results(path: Path, keys: Mapping[str, Kind] = MappingProxyType({})) ->
 def read_lines(
     path: Path, keys: Mapping[str, Kind] = MappingProxyType({})
 ) -> tuple[list[Line], str]:
-    """Reads a results file as :func:`read_results` does, and says in words what was skipped."""
-    if not path.exists():
-        return [], ""
+    """Reads a results file as :func:`read_results` does, and says in words what it skipped."""
     found: list[Line] = []
     blank, foreign = [], []
-    # Not str.splitlines, which also splits at U+2028 and others that may stand within a text. What
-    # follows the last line's end is dropped: a writer was cut off, or is at it.
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        line = _parsed(text)
+    # str.splitlines also splits at U+2028 and others that may stand within a text. What follows the
+    # last line feed is dropped: a writer was cut off, or is at it.
+    content = path.read_bytes() if path.exists() else b""
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
         if not text.strip():
             blank.append(number)
-        elif isinstance(line, dict) and all(_holds(line, *key) for key in keys.items()):
+        elif isinstance(line, dict) and all(
+            name in line and isinstance(line[name], kind) for name, kind in keys.items()
+        ):
             found.append(line)
         else:
             foreign.append(number)
@@ -122,15 +129,28 @@ def read_lines(
     return found, f"{path}: skipped {' and '.join(parts)}" if parts else ""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint beside its place and renames it there."""
+def replace_file(path: Path, content: bytes | Callable[[Path], Any]) -> None:
+    """Puts a file in its place at once: writes it beside the place, then renames it.
+
+    Args:
+        path: The place; its folder is made.
+        content: The bytes; or a function that writes to the path it gets.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(state, unfinished)
+        if callable(content):
+            content(unfinished)
+        else:
+            unfinished.write_bytes(content)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replaces a checkpoint."""
+    replace_file(path, lambda unfinished: torch.save(state, unfinished))
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
@@ -141,42 +161,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     return state
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    if not path.exists():
-        return
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_bytes(whole)
-        os.replace(unfinished, path)
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _holds(line: Line, name: str, kind: Kind) -> bool:
-    return name in line and isinstance(line[name], kind)
-
-
-def _numbers(lines: Sequence[int]) -> str:
+def _numbers(lines: list[int]) -> str:
     """Names lines by their numbers, with ranges for those that follow each other."""
-    ranges: list[list[int]] = []
-    for number in lines:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    words = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    words = []
+    for _, run in groupby(enumerate(lines), lambda place: place[1] - place[0]):
+        numbers = [number for _, number in run]
+        words.append(" to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))))
     return f"line{'s' if len(lines) > 1 else ''} {', '.join(words)}"

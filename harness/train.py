@@ -14,18 +14,23 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import AverageMeter, distribute_bn, random_seed, reduce_tensor
+from timm.utils import AverageMeter, distribute_bn, random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from harness.config import MOST_EPOCHS, RANK_APART, RunConfig, ScheduleConfig
+from harness.config import MOST_EPOCHS, RANK_APART, RunConfig
 from harness.data import load_splits, make_loader
 from harness.device import autocast, device_name, from_first, timed
-from harness.learner import BuildLearner, Classifier
+from harness.learner import (
+    BuildLearner,
+    Classifier,
+    average_gradients,
+    make_optimizer,
+    training_step,
+)
 from harness.measure import measure
 from harness.models import create_network
 from harness.store import (
@@ -50,13 +55,13 @@ def no_progress(_epochs: int) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured of a network after an epoch, and which epoch's network counts."""
+    """Measures a network after an epoch, and chooses the epoch that counts."""
 
     measure: Callable[[nn.Module, Any], dict[str, Any]] = measure
     """Measures a model on a loader; one of its figures is ``top1``."""
     best: bool = False
-    """Whether the epoch with the highest ``top1`` counts, of which all are measured then; else the
-    last ones do, as the paper has it: their median is reported, and the last network kept."""
+    """Whether the epoch with the highest ``top1`` counts; all epochs are measured then. Otherwise
+    the last ones count, as in the paper: their median is reported, and the last network kept."""
 
 
 def train(
@@ -74,18 +79,15 @@ def train(
 
     Each epoch starts from random states made of the seed and the epoch, so that a run that was cut
     off and goes on ends with the same bits as one that never was. A checkpoint that cannot be read
-    is set aside, and the run starts anew.
-
-    Without a terminal, each epoch is a line on stderr. See :func:`harness.runs.in_turn` for several
-    processes on one folder.
+    is set aside, and the run starts anew. Without a terminal, each epoch is a line on stderr.
 
     Args:
         config: What to train.
         out: Folder of ``results.jsonl`` and ``checkpoints/``.
         device: Where.
         rank: This process's among ``config.devices``; the first one measures and writes.
-        learner: What gives the batches and their losses.
-        validation: What is measured after an epoch, and which epoch counts.
+        learner: Gives the batches and their losses.
+        validation: Measures the network, and chooses the epoch that counts.
         after_epoch: Called by the first process with an epoch's number, from 1 on, and the model
             after it, under the run's autocast; must leave the model's weights and buffers alone.
         progress: Is told how many epochs are done, those of an earlier call too.
@@ -120,7 +122,10 @@ def train(
                     after_epoch(epoch + 1, run.model)
             save_checkpoint(checkpoint, run.state())
         if not sys.stderr.isatty():
-            _say(config, rank, _described(run.history, epochs))
+            last = run.history[-1]
+            top1 = f"  top-1 {last['top1']:5.2f} %" if "top1" in last else ""
+            loss = f"epoch {epoch + 1}/{epochs}  loss {last['train_loss']:.4f}"
+            _say(config, rank, f"{loss}{top1}  {last['seconds']:.1f} s")
         progress(epoch + 1)
     line = run.result() if rank == 0 else {}
     if rank == 0:
@@ -128,42 +133,34 @@ def train(
     return from_first(line, config.devices)
 
 
-def _begun(make: Callable[[], "_Run"], checkpoint: Path) -> "_Run":
-    """Makes a run, and loads its checkpoint; sets one aside that cannot be read."""
-    run = make()
+def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:
+    """Makes a run's network and loads its checkpoint: the best epoch's weights, or the last's.
+
+    Raises:
+        ValueError: If there is none in ``out``, or it cannot be read.
+    """
+    path = checkpoint_path(config, out)
     try:
-        state = load_checkpoint(checkpoint, run.device)
-        if state is not None:
-            run.load_state(state)
+        state = load_checkpoint(path, device)
     except (PermissionError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a broken file can make torch.load raise anything
-        if run.rank == 0:
-            aside = checkpoint.with_suffix(".broken")
-            os.replace(checkpoint, aside)
-            reason = str(error).partition("\n")[0]
-            said = f"starts anew: its checkpoint was broken, and is now {aside}: {reason}"
-            _say(run.config, run.rank, said)
-        return make()
-    return run
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is broken ({reason}): train in another folder") from error
+    if state is None:
+        raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
+    model = _network(config, classes, device)
+    model.load_state_dict(state.get("best", state["model"]))
+    return model
 
 
-def _say(config: RunConfig, rank: int, what: str) -> None:
-    """Writes a line to the log, beside what bars there are."""
-    if rank == 0:
-        tqdm.write(f"{config.method:>8}  seed {config.seed}  {what}", file=sys.stderr)
-
-
-def _described(history: list[dict[str, float]], epochs: int) -> str:
-    """Describes the last epoch of so many."""
-    last = history[-1]
-    top1 = f"  top-1 {last['top1']:5.2f} %" if "top1" in last else ""
-    place = f"epoch {len(history)}/{epochs}"
-    return f"{place}  loss {last['train_loss']:.4f}{top1}  {last['seconds']:.1f} s"
+def checkpoint_path(config: RunConfig, out: Path) -> Path:
+    """Returns where a run's checkpoint is, or will be."""
+    return out / "checkpoints" / f"{config.name()}.pt"
 
 
 class _Run:
-    """A run's state between two epochs."""
+    """Holds a run's state between two epochs."""
 
     def __init__(
         self,
@@ -173,33 +170,20 @@ class _Run:
         learner: BuildLearner,
         validation: Validation,
     ) -> None:
-        schedule = config.schedule
-        self.config = config
-        self.device = device
-        self.rank = rank
-        self.validation = validation
-        self.splits = load_splits(config.data, config.seed)
+        data, schedule = config.data, config.schedule
+        self.config, self.device, self.rank, self.validation = config, device, rank, validation
+        self.splits = load_splits(data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
-        data = config.data
-        model = create_network(
-            config.model, len(self.splits.classes), data.image_size, data.in_chans
-        )
-        self.model = model.to(device)
+        self.model = _network(config, len(self.splits.classes), device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.compile:
             # Not the module: SAGE's and Manifold Mixup's hooks must not be compiled away.
             self.model.forward = torch.compile(self.model.forward)
         self.learner = learner(config, self.model, self.splits, device)
-        self.validation_loader = make_loader(
-            config.data,
-            self.splits.validation,
-            resolve_data_config({}, model=self.model),
-            device,
-            hflip=None,
-        )
-        if config.data.on_device:
-            self.validation_loader = list(self.validation_loader)
+        data_config = resolve_data_config({}, model=self.model)
+        loader = make_loader(data, self.splits.validation, data_config, device, hflip=None)
+        self.validation_loader = list(loader) if data.on_device else loader
         self.optimizer = make_optimizer(self.model, schedule)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -216,18 +200,14 @@ class _Run:
         random_seed(self.config.seed * MOST_EPOCHS + epoch + 1, self.rank * RANK_APART)
         self.scheduler.step(epoch)
         self.model.train()
-        if hasattr(self.splits.train, "set_epoch"):  # streams shuffle by it
-            self.splits.train.set_epoch(epoch)
         loader = self.learner.loader
-        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
-            loader.sampler.set_epoch(epoch)
+        for shuffled in (self.splits.train, getattr(loader, "sampler", None)):
+            if hasattr(shuffled, "set_epoch"):  # streams, and what divides the images
+                shuffled.set_epoch(epoch)
         losses = AverageMeter()
         times: list[float] = []
-        title = f"{self.config.method} seed {self.config.seed} epoch {epoch + 1}"
         started = time.perf_counter()
-        for images, targets in tqdm(loader, desc=title, leave=False, disable=None):
-            if self.config.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+        for images, targets in self._batches(f"epoch {epoch + 1}"):
             with timed(times, self.device):
                 with self.autocast():
                     loss = self.learner.loss(images, targets)
@@ -238,8 +218,7 @@ class _Run:
             "step_ms": median(times),
             "seconds": time.perf_counter() - started,
         }
-        if self.config.devices > 1:
-            distribute_bn(self.model, self.config.devices, reduce=True)
+        self._average_statistics()
         if measured:
             line |= self._measured(last=epoch == self.config.schedule.epochs - 1)
         self.history.append(line)
@@ -247,16 +226,37 @@ class _Run:
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = {"best": weights}
 
+    def autocast(self) -> torch.autocast:
+        """Makes a context that computes in the run's type."""
+        return autocast(self.config.amp, self.device)
+
+    def _batches(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gives an epoch's batches, laid out as the network takes them."""
+        channels_last = self.config.channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        title = f"{self.config.method} seed {self.config.seed} {title}"
+        for images, targets in tqdm(self.learner.loader, desc=title, leave=False, disable=None):
+            yield images.contiguous(memory_format=layout), targets
+
+    def _average_gradients(self) -> None:
+        if self.config.devices > 1:
+            average_gradients(self.model, self.config.devices)
+
+    def _average_statistics(self) -> None:
+        if self.config.devices > 1:
+            distribute_bn(self.model, self.config.devices, reduce=True)
+
     def _measured(self, last: bool) -> dict[str, Any]:
         """Measures the network; after its last epoch it keeps clean statistics of batch norm."""
-        if self.config.batch_norm == "running" or not has_batch_norm(self.model):
+        norms = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        has_statistics = any(norm.track_running_stats for norm in norms)
+        if self.config.batch_norm == "running" or not has_statistics:
             return self._figures_now()
         figures = {"top1_running": self._figures_now()["top1"]} if last and self.rank == 0 else {}
         running = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         with self.autocast():
-            update_bn(self._clean_images(), self.model)
-        if self.config.devices > 1:
-            distribute_bn(self.model, self.config.devices, reduce=True)
+            update_bn((images for images, _ in self._batches("batch norm")), self.model)
+        self._average_statistics()
         figures |= self._figures_now()
         if not last and not self.validation.best:
             for buffer, value in running:
@@ -270,30 +270,8 @@ class _Run:
         with self.autocast():
             return self.validation.measure(self.model, self.validation_loader)
 
-    def _clean_images(self) -> Iterator[Tensor]:
-        """Gives the training images of an epoch, not mixed, laid out as the network takes them."""
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        loader = tqdm(self.learner.loader, desc="batch norm", leave=False, disable=None)
-        for images, _targets in loader:
-            yield images.contiguous(memory_format=layout)
-
-    def autocast(self) -> torch.autocast:
-        """Makes a context in which the run's type is computed in."""
-        return autocast(self.config.amp, self.device)
-
-    def _average_gradients(self) -> None:
-        """Averages the gradients over all processes.
-
-        Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
-        """
-        devices = self.config.devices
-        if devices == 1:
-            return
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.copy_(reduce_tensor(parameter.grad.contiguous(), devices))
-
     def result(self) -> dict[str, Any]:
+        """Makes the line of ``results.jsonl``."""
         config = self.config
         line = {
             "method": config.method,
@@ -315,29 +293,26 @@ class _Run:
             "torch": torch.__version__,
             "timm": timm.__version__,
             "config": config.identity(),
-            "history": [_without(line, "class_accuracy") for line in self.history],
+            "history": [_without(("class_accuracy",), line) for line in self.history],
         }
         marked: dict[str, Any] = finite(line)
         return marked if all_finite(line) else marked | {"diverged": True}
 
     def _figures(self) -> dict[str, Any]:
-        """What was measured, of the epochs that count; each class's accuracy, of the last one."""
-        measured = [
-            {name: figure for name, figure in line.items() if name not in _OF_TRAINING}
-            for line in self.history
-            if "top1" in line
-        ]
+        """Takes the figures of the epochs that count; each class's accuracy, of the last one."""
+        measured = [_without(_OF_TRAINING, line) for line in self.history if "top1" in line]
         if self.validation.best:
             best = _best_epoch(self.history)
             return measured[best] | {"best_epoch": best + 1}
-        last = _without(measured[-1], "class_accuracy")
-        classes = {name: figure for name, figure in measured[-1].items() if name not in last}
+        last = _without(("class_accuracy",), measured[-1])
         medians = {
             name: _median([line[name] for line in measured if name in line]) for name in last
         }
-        return medians | {f"{name}_last": figure for name, figure in last.items()} | classes
+        ends = {f"{name}_last": figure for name, figure in last.items()}
+        return medians | ends | _without(tuple(last), measured[-1])
 
     def state(self) -> dict[str, Any]:
+        """Makes what a checkpoint holds."""
         return {
             "config": self.config.identity(),
             "classes": self.splits.classes,
@@ -349,83 +324,54 @@ class _Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Goes on from a checkpoint."""
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
         self.history = state["history"]
         self.best = {"best": state["best"]} if "best" in state else {}
 
 
-def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """Makes the optimiser that every run trains with: SGD with Nesterov momentum."""
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model,
-        opt="sgd",
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-    )
-    return optimizer
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Tells whether a network keeps statistics of its batches."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
-
-
-def training_step(
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None = None,
-    before_step: Callable[[], None] | None = None,
-) -> None:
-    """Takes the gradients of a loss, and one step of the optimiser along them."""
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
-    optimizer.zero_grad()
-    scaler.scale(loss).backward()
-    if before_step is not None:
-        before_step()
-    scaler.step(optimizer)
-    scaler.update()
-
-
-def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:
-    """Makes a run's network and loads its checkpoint: the best epoch's weights, or the last's.
-
-    Raises:
-        ValueError: If there is none in ``out``, or it cannot be read.
-    """
-    path = checkpoint_path(config, out)
+def _begun(make: Callable[[], _Run], checkpoint: Path) -> _Run:
+    """Makes a run, and loads its checkpoint; sets one aside that cannot be read."""
+    run = make()
     try:
-        state = load_checkpoint(path, device)
+        state = load_checkpoint(checkpoint, run.device)
+        if state is not None:
+            run.load_state(state)
     except (PermissionError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is broken ({reason}): train in another folder") from error
-    if state is None:
-        raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
+    except Exception as error:  # a broken file can make torch.load raise anything
+        if run.rank == 0:
+            aside = checkpoint.with_suffix(".broken")
+            os.replace(checkpoint, aside)
+            reason = str(error).partition("\n")[0]
+            said = f"starts anew: its checkpoint was broken, and is now {aside}: {reason}"
+            _say(run.config, run.rank, said)
+        return make()
+    return run
+
+
+def _network(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
     data = config.data
-    model = create_network(config.model, classes, data.image_size, data.in_chans).to(device)
-    model.load_state_dict(state.get("best", state["model"]))
-    return model
+    return create_network(config.model, classes, data.image_size, data.in_chans).to(device)
 
 
-def checkpoint_path(config: RunConfig, out: Path) -> Path:
-    """Where a run's checkpoint is, or will be."""
-    return out / "checkpoints" / f"{config.name()}.pt"
+def _say(config: RunConfig, rank: int, what: str) -> None:
+    """Writes a line to the log, between the progress bars."""
+    if rank == 0:
+        tqdm.write(f"{config.method:>8}  seed {config.seed}  {what}", file=sys.stderr)
 
 
-def _without(line: dict[str, Any], name: str) -> dict[str, Any]:
-    """Copies a dictionary less one of its keys."""
-    return {key: value for key, value in line.items() if key != name}
+def _without(names: tuple[str, ...], line: dict[str, Any]) -> dict[str, Any]:
+    """Copies a dictionary less some of its keys."""
+    return {key: value for key, value in line.items() if key not in names}
 
 
 def _median(figures: list[float]) -> float:
-    """Gives the median; not a number where one of the figures is none, which has no order."""
+    """Returns the median; not a number where one of the figures is none, which has no order."""
     return median(figures) if all(map(math.isfinite, figures)) else math.nan
 
 
 def _best_epoch(history: list[dict[str, Any]]) -> int:
-    """The first of the epochs with the highest accuracy."""
+    """Returns the first of the epochs with the highest accuracy."""
     return max(range(len(history)), key=lambda epoch: history[epoch]["top1"])

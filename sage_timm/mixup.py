@@ -12,8 +12,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from sage_timm.gradient import Loss
-from sage_timm.sage import Sage, Search, settings_repr
-from sage_timm.targets import check_range
+from sage_timm.sage import Sage
+from sage_timm.settings import SageSettings, takes_settings, written
 
 
 class SageMixup(Mixup):
@@ -44,27 +44,8 @@ class SageMixup(Mixup):
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
-        lambda_max: The largest weight of an image's own saliency, in (0, 1]; 0.5 to 0.7 in the
-            paper. Above 0.5, the search often moves the partner out of the picture, which leaves
-            one image alone: on 500 images of CIFAR-10, 1 was as accurate as 0.5 and worse
-            calibrated (``docs/results.md``).
-        update_ratio: rho, the share of the mixed loss in the step, in (0, 1]; 0.5 to 0.7 in the
-            paper. On 500 images of CIFAR-10 with ``lambda_max=1``, 0.7 was worse calibrated than
-            1, and 0.5 less accurate, too.
-        saliency_size: Pixels of the shorter side to which images are shrunk for their saliency,
-            which costs in proportion to their area; the images as they are if None. The model has
-            to take that size. Needs ``update_ratio=1``.
-        saliency_dtype: ``torch.float16`` or ``torch.bfloat16`` to compute the saliency under
-            autocast; as the caller runs the model if None.
-        saliency_fraction: The share of each batch that SAGE mixes, in (0, 1]; the other pairs get
-            plain mixup, and their saliency is not computed. On 500 images of CIFAR-10, one half was
-            no worse than the whole.
-        search: ``"all"`` takes the best of all translations that a search from coarse to fine
-            finds (on the mean 99.97 % of the largest objective), ``"random"`` the best of a random
-            share of them, as the authors do; ``"none"`` leaves the images where they are. On 500
-            images of CIFAR-10 their accuracies could not be told apart.
-        search_fraction: That share, in (0, 1].
-        generator: CPU generator that draws the random share; torch's own if None.
+        generator: CPU generator that draws a random search's translations; torch's own if None.
+        **settings: See :class:`sage_timm.SageSettings`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -72,6 +53,7 @@ class SageMixup(Mixup):
     Source: Ma et al., SAGE: Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022.
     """
 
+    @takes_settings
     def __init__(
         self,
         mixup_alpha: float = 1.0,
@@ -87,14 +69,8 @@ class SageMixup(Mixup):
         *,
         model: nn.Module | None = None,
         loss_fn: Loss | None = None,
-        lambda_max: float = 0.5,
-        update_ratio: float = 1.0,
-        saliency_size: int | None = None,
-        saliency_dtype: torch.dtype | None = None,
-        saliency_fraction: float = 1.0,
-        search: Search = "all",
-        search_fraction: float = 0.01,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(
             mixup_alpha=mixup_alpha,
@@ -110,16 +86,7 @@ class SageMixup(Mixup):
         )
         if mode not in ("batch", "pair", "elem"):
             raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mode!r}")
-        self._sage = Sage(
-            lambda_max=lambda_max,
-            update_ratio=update_ratio,
-            saliency_size=saliency_size,
-            saliency_dtype=saliency_dtype,
-            saliency_fraction=saliency_fraction,
-            search=search,
-            search_fraction=search_fraction,
-            generator=generator,
-        )
+        self.sage = Sage(SageSettings(**settings), generator)
         self._given_loss = loss_fn
         self._sage_lam: NDArray[np.floating[Any]] = np.ones(1)
         self._by_sage: NDArray[np.bool_] = np.zeros(1, dtype=bool)
@@ -145,7 +112,7 @@ class SageMixup(Mixup):
         loss_fn = loss_fn or self._given_loss
         if loss_fn is None:
             loss_fn = nn.BCEWithLogitsLoss() if self.multi_label else SoftTargetCrossEntropy()
-        self._sage.attach(model, loss_fn)
+        self.sage.attach(model, loss_fn)
         return self
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,10 +133,10 @@ class SageMixup(Mixup):
             ValueError: If shapes do not fit or a target is out of range.
             RuntimeError: If SAGE is drawn and no model is attached, or in a loader's worker.
         """
-        self._sage.forget()
+        self.sage.forget()
         target = self._checked(x, target)
         if self.mix_prob < 1 or (self.mixup_alpha > 0 and self.cutmix_alpha > 0):
-            self._sage.check_draws()
+            self.sage.check_draws()
         partner = torch.arange(len(x) - 1, -1, -1, device=x.device)
         # Element by element, timm's CutMix overwrites images that others are still mixed with.
         clean = x.clone() if self.cutmix_alpha > 0 and self.mode != "batch" else x
@@ -179,13 +146,13 @@ class SageMixup(Mixup):
         if chosen.any():
             by_sage = torch.from_numpy(chosen).to(x.device, non_blocking=True)
             targets = self._targets(target, 1.0)
-            translations = self._sage.draw_translations(x.shape[2], x.shape[3])
-            mixed, weight = self._sage.mix(clean, targets, partner, sage_lam, translations)
+            translations = self.sage.draw_translations(x.shape[2], x.shape[3])
+            mixed, weight, *_ = self.sage.mix(clean, targets, partner, sage_lam, translations)
             if not chosen.all():
                 mixed = torch.where(by_sage.view(-1, 1, 1, 1), mixed, x)
             lam = torch.where(by_sage[:, None], weight[:, None], lam)
         mixed_targets = self._targets(target, lam)
-        self._sage.share(mixed, mixed_targets)
+        self.sage.share(mixed, mixed_targets)
         return mixed, mixed_targets
 
     def _mix_by_timm(self, x: Tensor) -> Tensor | float:
@@ -266,8 +233,9 @@ class SageMixup(Mixup):
     def __repr__(self) -> str:
         """Names timm's arguments and SAGE's."""
         timms = {"prob": self.mix_prob}
-        timms |= {n: v for n, v in vars(self).items() if n[0] != "_" and n != "mix_prob"}
-        return f"{type(self).__name__}({settings_repr(timms)}, {self._sage!r})"
+        own = ("mix_prob", "sage")
+        timms |= {n: v for n, v in vars(self).items() if n[0] != "_" and n not in own}
+        return f"{type(self).__name__}({written(timms)}, {self.sage!r})"
 
 
 class _NotedProbability(float):
@@ -279,3 +247,18 @@ class _NotedProbability(float):
     def __gt__(self, drawn: Any) -> Any:
         self.hit = np.less(drawn, float(self))
         return self.hit
+
+
+def check_range(name: str, targets: Tensor, num_classes: int) -> None:
+    """Raises a ValueError if class indices ``[B]`` lie outside of ``[0, num_classes)``.
+
+    Only on the CPU: elsewhere the host would have to wait for the device to tell, and there the
+    scatter that makes soft targets of them asserts it as well.
+    """
+    if targets.device.type != "cpu" or not len(targets):
+        return
+    smallest, largest = (int(v) for v in torch.aminmax(targets))
+    if smallest < 0 or largest >= num_classes:
+        raise ValueError(
+            f"{name} must be in [0, {num_classes}), got {smallest} to {largest}; check num_classes"
+        )

@@ -10,8 +10,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from sage_timm.gradient import Loss
-from sage_timm.sage import Sage, Search, settings_repr
-from sage_timm.targets import check_range
+from sage_timm.mixup import check_range
+from sage_timm.sage import Sage
+from sage_timm.settings import SageSettings, takes_settings, written
 
 
 class SageMix(v2.MixUp):
@@ -28,19 +29,8 @@ class SageMix(v2.MixUp):
         model: The model in training; may also be given to :meth:`attach`.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``.
-        lambda_max: The largest weight of an image's own saliency, in (0, 1], see
-            :class:`sage_timm.SageMixup`.
-        update_ratio: rho, the share of the mixed loss in the step, in (0, 1].
-        saliency_size: Pixels of the shorter side to which images are shrunk for their saliency,
-            which costs in proportion to their area; the images as they are if None. The model has
-            to take that size. Needs ``update_ratio=1``.
-        saliency_dtype: ``torch.float16`` or ``torch.bfloat16`` to compute the saliency under
-            autocast; as the caller runs the model if None.
-        saliency_fraction: The share of each batch that SAGE mixes, in (0, 1]; the other pairs get
-            plain mixup, and their saliency is not computed.
-        search: ``"all"``, ``"random"`` or ``"none"``, see :class:`sage_timm.SageMixup`.
-        search_fraction: The share of all translations that ``"random"`` looks at, in (0, 1].
-        generator: CPU generator that draws the random share; torch's own if None.
+        generator: CPU generator that draws a random search's translations; torch's own if None.
+        **settings: See :class:`sage_timm.SageSettings`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,6 +38,7 @@ class SageMix(v2.MixUp):
     Source: Ma et al., SAGE: Saliency-Guided Mixup with Optimal Rearrangements, BMVC 2022.
     """
 
+    @takes_settings
     def __init__(
         self,
         *,
@@ -56,40 +47,25 @@ class SageMix(v2.MixUp):
         labels_getter: Any = "default",
         model: nn.Module | None = None,
         loss_fn: Loss | None = None,
-        lambda_max: float = 0.5,
-        update_ratio: float = 1.0,
-        saliency_size: int | None = None,
-        saliency_dtype: torch.dtype | None = None,
-        saliency_fraction: float = 1.0,
-        search: Search = "all",
-        search_fraction: float = 0.01,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(alpha=alpha, num_classes=num_classes, labels_getter=labels_getter)
         # Kept in a plain object: as a submodule, the model would be moved and saved with this.
-        self._sage = Sage(
-            lambda_max=lambda_max,
-            update_ratio=update_ratio,
-            saliency_size=saliency_size,
-            saliency_dtype=saliency_dtype,
-            saliency_fraction=saliency_fraction,
-            search=search,
-            search_fraction=search_fraction,
-            generator=generator,
-        )
+        self.sage = Sage(SageSettings(**settings), generator)
         self._given_loss = loss_fn
         if model is not None:
             self.attach(model)
 
     def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMix":
         """Binds the model in training, and its loss; see :meth:`sage_timm.SageMixup.attach`."""
-        self._sage.attach(model, loss_fn or self._given_loss or SoftTargetCrossEntropy())
+        self.sage.attach(model, loss_fn or self._given_loss or SoftTargetCrossEntropy())
         return self
 
     def extra_repr(self) -> str:
         """Names the arguments."""
         own = {"alpha": self.alpha, "num_classes": self.num_classes}
-        return f"{settings_repr(own)}, {self._sage!r}"
+        return f"{written(own)}, {self.sage!r}"
 
     def forward(self, *inputs: Any) -> Any:
         """Mixes the images and the labels of a batch, see ``v2.MixUp``."""
@@ -105,7 +81,7 @@ class SageMix(v2.MixUp):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the weight and the translations to choose from."""
-        self._sage.forget()
+        self.sage.forget()
         images = next(i for i in flat_inputs if isinstance(i, Tensor))
         if isinstance(images, tv_tensors.Video) or len(flat_inputs) > 1:
             raise ValueError("SageMix() mixes one batch of images, not videos or several batches.")
@@ -119,7 +95,7 @@ class SageMix(v2.MixUp):
         return {
             **super().make_params(flat_inputs),
             "images": images,
-            "translations": self._sage.draw_translations(*images.shape[-2:]),
+            "translations": self.sage.draw_translations(*images.shape[-2:]),
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -146,9 +122,9 @@ class SageMix(v2.MixUp):
         if len(images) < 2:
             return images, clean
         lam = torch.full((len(images),), params["lam"], device=images.device)
-        mixed, weight = self._sage.mix(images, clean, partner, lam, params["translations"])
+        mixed, weight, *_ = self.sage.mix(images, clean, partner, lam, params["translations"])
         mixed_labels = clean * weight[:, None] + clean[partner] * (1 - weight[:, None])
-        self._sage.share(mixed, mixed_labels)
+        self.sage.share(mixed, mixed_labels)
         return mixed, mixed_labels
 
 

@@ -194,7 +194,7 @@ def _measure(sage: Sage, batches: list[_Batch], seed: int) -> dict[str, Any]:
     random_seed(seed)  # of dropout: the same for all variants
     figures = []
     for batch in batches:
-        maps = sage.maps(batch.images, batch.targets)
+        maps = sage.saliency(batch.images, batch.targets)
         decision = decide(maps, batch.lam, sage.draw_translations(*maps.shape[2:]))
         ranks = spearman_corrcoef(maps.flatten(1).T, batch.maps.flatten(1).T)
         reached = objective(batch.maps, batch.lam, decision) / batch.objective

@@ -198,12 +198,12 @@ def _measure(
     model.train()
     figures: dict[str, list[Tensor]] = {}
     for number, (x, y, lam, mask_of_object) in enumerate(zip(*fixed[:4], strict=True)):
-        maps = sage.maps(x, y)
+        maps = sage.saliency(x, y)
         translations = sage.draw_translations(*x.shape[2:])
         own, other, translation = decide(maps, lam * mixing.lambda_max, translations)
         mixed, mask, weight = blend(x, x.flip(0), own, other, translation)
         targets = weight[:, None] * y + (1 - weight[:, None]) * y.flip(0)
-        mirrored = sage.maps(x.flip(3), y).flip(3)
+        mirrored = sage.saliency(x.flip(3), y).flip(3)
         measured = {
             **_losses(model, x, y, mixed, targets),
             **_of_masks(weight, translation, x.shape[2:]),

@@ -90,7 +90,7 @@ def _sage_columns(
     mixing = config.mixing
     sage = mixing_alone(mixing, config.seed)
     sage.attach(model, SoftTargetCrossEntropy())
-    maps = sage.maps(images, mixup_target(targets, classes))
+    maps = sage.saliency(images, mixup_target(targets, classes))
     lam = maps.new_full((len(maps),), mixing.lambda_max / 2)
     own, other, translation = decide(maps, lam, sage.draw_translations(*images.shape[2:]))
     mixed, mask, _ = blend(images, images.flip(0), own, other, translation)

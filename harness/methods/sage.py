@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, register
-from sage_timm import SageMixup
-from sage_timm.options import settings
-from sage_timm.sage import Sage, arrange
+from sage_timm import SageMixup, best_translation
+from sage_timm.sage import Sage
+from sage_timm.settings import SageSettings
 
 OWN_SETTINGS = (
     "lambda_max",
@@ -43,13 +43,13 @@ def build(config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: i
 
 def own_settings(config: MethodConfig) -> dict[str, Any]:
     """What the settings say to SAGE alone, as the library's keyword arguments."""
-    return settings({name: getattr(config, name) for name in OWN_SETTINGS})
+    return {name: getattr(config, name) for name in OWN_SETTINGS}
 
 
 def mixing_alone(config: MethodConfig, seed: int = 0) -> Sage:
     """Makes SAGE to measure its mixes with: the update ratio concerns the step after the mix."""
     own = own_settings(replace(config, update_ratio=1.0))
-    return Sage(**own, generator=torch.Generator().manual_seed(seed))
+    return Sage(SageSettings(**own), torch.Generator().manual_seed(seed))
 
 
 def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,4 +60,11 @@ def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tens
         ``[N, 2]``; of all, by FFT, if None.
     """
     partner = torch.arange(len(maps) - 1, -1, -1, device=maps.device)
-    return arrange(maps, partner, lam, translations)
+    lam = lam.to(maps.dtype).to(maps.device, non_blocking=True).view(-1, 1, 1, 1)
+    uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
+    plain = uniform | uniform[partner]
+    mean = 1 / (maps.shape[2] * maps.shape[3])
+    own, other = (torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner]))
+    own, other = lam * own, (1 - lam) * other
+    translation = best_translation(own, other, translations)
+    return own, other, translation.masked_fill(plain[:, None], 0)

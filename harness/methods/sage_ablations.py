@@ -55,13 +55,13 @@ def build_other_maps(
 ) -> SageMixup:
     """Makes SAGE that gives each image the saliency of another one of its batch."""
     mixup_fn = sage.build(config, model, loss_fn, classes)
-    own_maps = mixup_fn._sage.maps
+    own_maps = mixup_fn.sage.saliency
 
     def other_maps(images: Tensor, targets: Tensor) -> Tensor:
         shift = int(torch.randint(1, max(2, len(images)), ()))
         return own_maps(images, targets).roll(shift, dims=0)
 
-    mixup_fn._sage.maps = other_maps  # type: ignore[method-assign]
+    mixup_fn.sage.saliency = other_maps  # type: ignore[method-assign]
     return mixup_fn
 
 
@@ -89,7 +89,7 @@ def _build_with_maps(
     classes: int,
 ) -> SageMixup:
     mixup_fn = sage.build(config, model, loss_fn, classes)
-    mixup_fn._sage.maps = lambda images, _targets: maps(images)  # type: ignore[method-assign]
+    mixup_fn.sage.saliency = lambda images, _targets: maps(images)  # type: ignore[method-assign]
     return mixup_fn
 
 

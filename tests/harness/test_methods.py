@@ -539,10 +539,10 @@ def test_the_controls_maps_know_nothing_of_the_image(model, images):
     """Each control's map is a saliency map, but not that of the image that it stands for."""
     x, y = images
     targets = mixup_target(y, 5, 1.0)
-    own = make("sage", model)._sage.maps(x, targets)
+    own = make("sage", model).sage.saliency(x, targets)
     for name in ("sage-other-maps", "sage-noise-maps", "sage-centre-map"):
         torch.manual_seed(0)
-        maps = make(name, model)._sage.maps(x, targets)
+        maps = make(name, model).sage.saliency(x, targets)
         torch.testing.assert_close(maps.sum(dim=(1, 2, 3)), torch.ones(8))
         assert (maps - own).abs().amax(dim=(1, 2, 3)).min() > 1e-4
         if name == "sage-other-maps":  # each is that of just one other image

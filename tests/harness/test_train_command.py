@@ -146,7 +146,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 import torch, torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
-import harness.train
+import harness.learner, harness.train
 from harness.config import RunConfig, ScheduleConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
@@ -154,7 +154,7 @@ from harness.methods.base import MethodConfig
 rank = init_distributed_device_so("cpu")["global_rank"]
 net = torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
 net.weight.grad = torch.full_like(net.weight, rank + 1.0)
-harness.train.average_gradients(net, 2)
+harness.learner.average_gradients(net, 2)
 assert (net.weight.grad == 1.5).all() and net.bias.grad is None
 
 kept = []

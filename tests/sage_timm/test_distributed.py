@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sage_timm import SageMixup, saliency
-from sage_timm.task import SageClassificationTask
+from sage_timm.timm_script.task import SageClassificationTask
 
 RANKS = 2
 CASES = [(1.0, 1), (1.0, 2), (0.6, 1), (0.6, 2)]  # update ratio, parts of a step
@@ -153,6 +153,6 @@ def test_a_wrapped_distributed_model_is_unwrapped_or_refused(tmp_path, hide):
             with pytest.raises(ValueError, match="wraps a DistributedDataParallel"):
                 SageMixup(num_classes=5, model=model)
         else:
-            assert type(SageMixup(num_classes=5, model=model)._sage.model) is nn.Sequential
+            assert type(SageMixup(num_classes=5, model=model).sage.model) is nn.Sequential
     finally:
         dist.destroy_process_group()

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from sage_timm import SageMixup
-from sage_timm.launcher import launch
-from sage_timm.options import parse
+from sage_timm.timm_script.launcher import launch
+from sage_timm.timm_script.options import parse
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("train_script.py")

@@ -376,7 +376,7 @@ def test_a_pickle_leaves_the_model_out_and_a_copy_shares_it(batch, small_net):
     for other in (unpickled.attach(model), copied):
         random_seed(0)
         assert_equal(other(batch()[0], batch()[1]), expected)
-    assert copied._sage.model is model
+    assert copied.sage.model is model
 
 
 def test_a_loss_that_was_given_is_kept(batch, small_net):

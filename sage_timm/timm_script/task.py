@@ -16,7 +16,7 @@ from timm.utils.distributed import world_info_from_env
 from torch import Tensor, nn
 
 from sage_timm.mixup import SageMixup
-from sage_timm.options import flag, settings
+from sage_timm.timm_script.options import flag
 
 _logger = logging.getLogger("sage_timm")
 _STATE = "sage"  # where a checkpoint's task state holds the options
@@ -96,7 +96,7 @@ class WithSage:
             noted.label_smoothing,
             noted.num_classes,
             noted.multi_label,
-            **settings(self.options),
+            **self.options,
         )
         if world_info_from_env()[1] == 0:
             options = ", ".join(f"{name}={value}" for name, value in self.options.items())

@@ -14,9 +14,9 @@ import timm.task
 from timm.data.loader import PrefetchLoader
 from timm.data.mixup import Mixup
 
-from sage_timm.mixup import SageMixup
-from sage_timm.options import CommandLine, settings
-from sage_timm.task import (
+from sage_timm.settings import SageSettings
+from sage_timm.timm_script.options import CommandLine
+from sage_timm.timm_script.task import (
     NotedCollate,
     NotedMixup,
     SageClassificationTask,
@@ -38,7 +38,7 @@ def launch(line: CommandLine) -> None:
     if not script.is_file():
         sys.exit(f"no train script {script}: give the path of timm's train.py, or of one like it")
     try:
-        SageMixup(**settings(line.options))
+        SageSettings(**line.options)
     except ValueError as error:
         sys.exit(f"SAGE's options do not fit: {error}")
     swap = _Swap(line.options)
