@@ -20,21 +20,16 @@ _CONFIG = {
 _SMALLEST_RESNET12 = 80  # pixels; below, the last stage is smaller than the blocks it drops
 
 default_cfgs = {
-    "cnn4": _CONFIG | {"fixed_input_size": True},
-    "cnn4_32": _CONFIG | {"fixed_input_size": True},
-    "resnet12": _CONFIG | {"fixed_input_size": True},  # it checks the size
-    "wrn28": _CONFIG | {"fixed_input_size": False},
+    name: _CONFIG | {"fixed_input_size": name != "wrn28"}
+    for name in ("cnn4", "cnn4_32", "resnet12", "wrn28")
 }
 
 
 class Backbone(nn.Module):
     """A feature extractor of learn2learn's and a linear classifier, with the face of timm's.
 
-    Args:
-        features: Maps images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        num_features: D.
-        num_classes: The number of classes.
-        stages: The names of its stages, within ``features``.
+    ``features`` maps images ``[B, C, H, W]`` to embeddings ``[B, num_features]``; ``stages`` are
+    the names of its stages.
     """
 
     def __init__(
@@ -57,12 +52,10 @@ class Backbone(nn.Module):
         return self.classifier
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images ``[B, C, H, W]`` to embeddings ``[B, D]``."""
         embeddings: Tensor = self.features(images)
         return embeddings
 
     def forward_head(self, embeddings: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps embeddings to logits; with ``pre_logits``, leaves them as they are."""
         return embeddings if pre_logits else self.classifier(embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -136,8 +129,7 @@ def _finished(name: str, backbone: Backbone, pretrained: bool) -> Backbone:
 def _count_in_a_buffer(block: nn.Module) -> None:
     """Counts the batches by which DropBlock grows in a buffer, and those of training only.
 
-    learn2learn counts in a plain integer, which a checkpoint leaves out and which a pass for
-    saliency or for evaluation would move.
+    Checkpoints leave learn2learn's plain integer out, and passes for saliency would move it.
     """
     del block.num_batches_tracked
     block.register_buffer("num_batches_tracked", torch.zeros(()))

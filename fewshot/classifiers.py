@@ -22,7 +22,6 @@ def centroid(support: Tensor, query: Tensor, distance: str = "euclidean") -> Ten
     """Scores a way by the squared Euclidean distance to its mean support embedding, negated."""
     ways, shots = support.shape[1:3]
     labels = torch.arange(ways, device=support.device).repeat_interleave(shots)
-    # One episode at a time is quick enough: under a millisecond each.
     scores = [
         PrototypicalClassifier(own.flatten(0, 1), labels, distance=distance)(other.flatten(0, 1))
         for own, other in zip(support, query, strict=True)
@@ -50,11 +49,7 @@ def correct_queries(
 ) -> Tensor:
     """Counts the queries of each episode that a classifier puts into their own way, ``[E]``.
 
-    Args:
-        embeddings: Of all images that the episodes are drawn from, ``[N, D]``.
-        episodes: E episodes.
-        classifier: A name in :data:`CLASSIFIERS`.
-        title: Stands before the progress bar.
+    ``embeddings`` are those of all images that the episodes are drawn from, ``[N, D]``.
 
     Raises:
         ValueError: If there is no such classifier, or an embedding is not finite.
@@ -69,17 +64,15 @@ def correct_queries(
         )
     ways = episodes.query.shape[1]
     images = ways * (episodes.support.shape[2] + episodes.query.shape[2])
-    bytes_an_episode = images * embeddings.shape[1] * embeddings.element_size()
-    size = max(1, _CHUNK_BYTES // bytes_an_episode)
+    size = max(1, _CHUNK_BYTES // (images * embeddings[0].nbytes))
     own = torch.arange(ways, device=embeddings.device).view(-1, 1)
     counts = []
     with tqdm(total=len(episodes.query), desc=title, leave=False, disable=None) as progress:
         for support, query in zip(
             episodes.support.split(size), episodes.query.split(size), strict=True
         ):
-            scores = CLASSIFIERS[classifier](
-                *(embeddings[indices.to(embeddings.device)] for indices in (support, query))
-            )
+            gathered = (embeddings[part.to(embeddings.device)] for part in (support, query))
+            scores = CLASSIFIERS[classifier](*gathered)
             counts.append((scores.argmax(dim=3) == own).sum(dim=(1, 2)).cpu())
             progress.update(len(query))
     return torch.cat(counts)

@@ -4,7 +4,7 @@ Nothing here imports torch at the top, for which --help would have to wait.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,29 +143,20 @@ class FewShot:
 
     def run(self, method: str, seed: int) -> FewShotConfig:
         """Makes the settings of one run."""
-        size = self.image_size
-        return FewShotConfig(
-            method=method,
-            seed=seed,
-            model=self.backbone,
-            data=DataConfig(
-                dataset=PREFIX + self.dataset,
-                data_dir=data_folder(self.dataset, self.root, self.out),
-                dataset_download=self.download,
-                train_size=self.train_size,
-                image_size=_SIZES.get(self.dataset, 84) if size is None else size,
-                batch_size=self.batch_size,
-                workers=self.workers,
-            ),
-            schedule=self.schedule,
-            mixing=self.mixing,
-            channels_last=self.channels_last,
-            amp=self.amp,
-            compile=self.compile,
-            learner=self.learner,
-            tasks=self.tasks,
-            validation=self.validation,
-        )
+        size = _SIZES.get(self.dataset, 84) if self.image_size is None else self.image_size
+        data = self._shared(DataConfig) | {
+            "dataset": PREFIX + self.dataset,
+            "data_dir": data_folder(self.dataset, self.root, self.out),
+            "dataset_download": self.download,
+            "image_size": size,
+        }
+        shared = self._shared(FewShotConfig)
+        return FewShotConfig(method, seed, self.backbone, DataConfig(**data), **shared)
+
+    def _shared(self, kind: type) -> dict[str, Any]:
+        """Gives the options that are also settings of this kind."""
+        names = (setting.name for setting in fields(kind))
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ Nothing here imports torch at the top, for which --help would have to wait.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any, ClassVar, Literal
 
-from harness.config import BatchNorm, DataConfig, RunConfig
+from harness.config import BatchNorm, DataConfig, RunConfig, check_at_least, check_in
 
 PREFIX = "fewshot/"
 """Begins these data sets' names in the harness, which has another glyphs and another folder."""
@@ -20,14 +19,6 @@ NORMALIZATIONS = ("un", "l2n", "cl2n")
 """Normalisations of embeddings before a classifier."""
 CLASSIFIERS = ("centroid", "cosine", "logistic", "svm")
 """Classifiers of embeddings, in the order of tables."""
-
-
-def _check_least(settings: Any, prefix: str = "", **bounds: int) -> None:
-    for name, bound in bounds.items():
-        if getattr(settings, name) < bound:
-            raise ValueError(
-                f"{prefix}{name} must be at least {bound}, got {getattr(settings, name)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,8 @@ class EpisodeConfig:
     def check(self, prefix: str = "") -> None:
         """Checks the numbers; ``prefix`` begins their names on the command line."""
         # One way leaves nothing to tell apart, one episode has no spread to make an interval of.
-        _check_least(self, prefix, ways=2, shots=1, queries=1, episodes=2, seed=0)
+        for name, least in {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}.items():
+            check_at_least(least, **{prefix + name: getattr(self, name)})
 
 
 @dataclass(frozen=True)
@@ -72,10 +64,10 @@ class TaskConfig:
 
     def check(self) -> None:
         """Checks the numbers."""
-        least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "steps": 1, "adaptation_steps": 1}
-        _check_least(self, "tasks.", **least)
-        if not 0 < self.adaptation_lr < inf:
-            raise ValueError(f"tasks.adaptation_lr must be in (0, inf), got {self.adaptation_lr}")
+        for name in ("ways", "shots", "queries", "tasks", "steps", "adaptation_steps"):
+            least = 2 if name == "ways" else 1
+            check_at_least(least, **{f"tasks.{name}": getattr(self, name)})
+        check_in("(0, inf)", **{"tasks.adaptation_lr": self.adaptation_lr})
         if self.ways * self.queries % 2:
             raise ValueError(
                 "tasks.ways times tasks.queries must be even, since timm's Mixup mixes pairs of "
@@ -114,7 +106,8 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown}")
         if not self.shots:
             raise ValueError("shots must name at least one number, got none")
-        _check_least(self, episode_seed=0, adaptation_episodes=2)
+        check_at_least(0, episode_seed=self.episode_seed)
+        check_at_least(2, adaptation_episodes=self.adaptation_episodes)
         for setting in self.settings():
             setting.check()
 

@@ -3,7 +3,6 @@
 Importing this file adds them to the harness's.
 """
 
-import os
 import pickle
 from functools import cache, partial
 from io import BytesIO
@@ -30,6 +29,7 @@ from harness.folders import (
     read_image,
 )
 from harness.glyphs import CLASSES, Glyphs
+from harness.store import replace_file
 
 NAMES = ("glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100")
 
@@ -122,14 +122,8 @@ def write_glyphs(root: Path, image_size: int) -> Path:
             character: list(range(index, samples, len(characters)))
             for index, character in enumerate(characters)
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                pickle.dump({"image_data": glyphs.images, "class_dict": class_dict}, file)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        content = {"image_data": glyphs.images, "class_dict": class_dict}
+        replace_file(path, pickle.dumps(content))
     return folder
 
 

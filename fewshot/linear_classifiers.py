@@ -30,8 +30,7 @@ def svm(support: Tensor, query: Tensor) -> Tensor:
     """Scores the ways with a multi-class SVM (Crammer and Singer, JMLR 2001).
 
     Solves the quadratic programme of learn2learn's SVClassifier (Lee et al., Meta-Learning with
-    Differentiable Convex Optimization, CVPR 2019), whose solver qpth knows nothing of its
-    structure.
+    Differentiable Convex Optimization, CVPR 2019).
     """
     return _linear_scores(support, query, partial(solve_svm, bound=_SVM_BOUND))
 
@@ -46,16 +45,13 @@ def logistic(support: Tensor, query: Tensor) -> Tensor:
 
 
 def _linear_scores(
-    support: Tensor,
-    query: Tensor,
-    solve: Callable[[Tensor, Tensor], Tensor],
-    constant: float = 0.0,
+    support: Tensor, query: Tensor, solve: Callable[..., Tensor], constant: float = 0.0
 ) -> Tensor:
     """Scores the ways of queries ``[E, W, Q, D]``, given the support ``[E, W, S, D]``.
 
-    ``solve`` takes the inner products of the support's embeddings ``[E, n, n]``, float64, and a
-    tensor ``[W, n]`` that is 1 where a way is an image's own, else 0; it gives the weights
-    ``[E, W, n]``. ``constant`` is added to the inner products, for an intercept.
+    ``solve`` gives the weights ``[E, W, n]`` for the inner products of the support's embeddings,
+    ``[E, n, n]``, and a tensor ``[W, n]`` that is 1 where a way is an image's own, else 0.
+    ``constant`` is added to the inner products, for an intercept.
     """
     ways, shots = support.shape[1:3]
     images = support.flatten(1, 2).double()
@@ -104,10 +100,7 @@ def solve_svm(kernel: Tensor, own: Tensor, bound: float) -> Tensor:
 
 
 def solve_logistic(kernel: Tensor, own: Tensor) -> Tensor:
-    """Minimises ``sum_w a_w' K a_w / 2`` plus the cross-entropy of the logits ``K a_w``, over a.
-
-    By Newton's method with step halving.
-    """
+    """Minimises ``sum_w a_w' K a_w / 2`` plus the cross-entropy of ``K a_w`` by Newton's method."""
 
     def loss(weights: Tensor, logits: Tensor) -> Tensor:
         likelihood = (own * logits.log_softmax(dim=1)).sum(dim=(1, 2))
@@ -124,10 +117,9 @@ def solve_logistic(kernel: Tensor, own: Tensor) -> Tensor:
         change = direction @ kernel
         gain = -((weights + excess) * change).sum(dim=(1, 2))
         before, length = loss(weights, logits), torch.ones_like(gain).view(-1, 1, 1)
-        for _ in range(30):
+        for _ in range(30):  # halves a step that lowers the loss too little
             after = loss(weights + length * direction, logits + length * change)
-            least = _SUFFICIENT * length.flatten() * gain
-            short = after > before - least + 1e-12 * before
+            short = after > before - _SUFFICIENT * length.flatten() * gain + 1e-12 * before
             if not short.any():
                 break
             length = length.where(~short.view(-1, 1, 1), length / 2)

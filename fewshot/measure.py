@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,11 +45,8 @@ def embed(model: nn.Module, loader: Any, title: str = "embeddings") -> Tensor:
 def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor | None = None) -> Tensor:
     """Normalises embeddings ``[N, D]`` (Wang et al., SimpleShot, arXiv 1911.04623).
 
-    Args:
-        embeddings: ``[N, D]``.
-        normalization: ``un`` leaves them as they are; ``l2n`` scales each to unit length; ``cl2n``
-            first subtracts ``base_mean``. An embedding of zeros stays zero.
-        base_mean: The mean embedding of the base classes' images, ``[D]``, which ``cl2n`` needs.
+    ``un`` leaves them as they are; ``l2n`` scales each to unit length, but for zeros; ``cl2n``
+    first subtracts ``base_mean``, the mean embedding of the base classes' images, ``[D]``.
 
     Raises:
         ValueError: If there is no such normalisation, or it lacks the mean.
@@ -69,12 +67,9 @@ def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor | None 
 
 
 def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
-    """Gives the mean accuracy in percent, and the half-width of its 95 % interval in points.
+    """Gives the mean accuracy in percent, and half of its 95 % interval over episodes, in points.
 
-    Args:
-        correct: Correctly classified queries of each episode, ``[E]``; Student's interval is over
-            episodes, two or more.
-        total: Queries of an episode: ways times queries of a class.
+    ``correct`` are the correct queries of each episode, ``[E]``, out of ``total``.
     """
     if len(correct) < 2:
         raise ValueError(f"an interval takes at least two episodes, got {len(correct)}")
@@ -86,11 +81,10 @@ def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
 def epoch_measure(
     config: FewShotConfig, targets: list[int]
 ) -> Callable[[nn.Module, Any], dict[str, float]]:
-    """Makes the function that measures an epoch's network on a loader of validation images.
+    """Makes the function that measures an epoch's network on images of these classes.
 
     It gives ``top1``, the mean accuracy over episodes in percent: of nearest centroids of
-    embeddings of unit length, or after adaptation, if that is what the network learns. ``targets``
-    are the images' classes.
+    embeddings of unit length, or after adaptation, if that is what the network learns.
     """
     episodes = draw_episodes(targets, config.validation)
 
@@ -108,24 +102,18 @@ def epoch_measure(
 
 
 def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
-    """Draws all episodes once, so that a long training does not end with an error.
-
-    Raises:
-        ValueError: If the data set cannot be opened, or has too few images for the episodes, or
-            they have other ways than the network has outputs.
-    """
+    """Checks that all episodes can be drawn, so that a long training does not end with an error."""
     evaluation.check()
     config.check_ways(evaluation.ways)
     splits = load_splits(config.data, config.seed)
     novel = load_splits(config.novel, config.seed).validation
     if config.learner != "classifier":
         TaskBatches(targets_of(splits.train), config.tasks)
-    place, validation = f"of {config.data.data_dir}", splits.validation
-    where = f"split 'validation' {place}"
-    check_counts(validation.targets, config.validation, validation.classes, where)
-    for setting in evaluation.settings():
-        check_counts(novel.targets, setting, novel.classes, f"split 'test' {place}")
-        _draw(tuple(novel.targets), setting)
+    drawn = [("validation", splits.validation, config.validation)]
+    drawn += [("test", novel, setting) for setting in evaluation.settings()]
+    for name, split, setting in drawn:
+        where = f"split {name!r} of {config.data.data_dir}"
+        check_counts(split.targets, setting, split.classes, where)
 
 
 def evaluate(
@@ -134,10 +122,6 @@ def evaluate(
     """Measures a run's network, from its checkpoint in ``out``, on the novel classes.
 
     Yields each figure's line of ``out/episodes.jsonl``; one that is there is not measured again.
-
-    Raises:
-        ValueError: If there is no checkpoint, the novel classes have too few images, or the
-            episodes other ways than a network that adapts has outputs.
     """
     evaluation.check()
     config.check_ways(evaluation.ways)

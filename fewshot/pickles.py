@@ -25,9 +25,8 @@ def load_plain(path: Path, encoding: str = "ASCII") -> Any:
     """
     with path.open("rb") as file:
         if file.peek(1)[:1] == b"<":
-            raise ValueError(
-                "is a web page (HTML), no pickle: a download has stored the host's warning page"
-            )
+            page = "a download has stored the host's warning page"
+            raise ValueError(f"is a web page (HTML), no pickle: {page}")
         try:
             return _PlainUnpickler(file, encoding=encoding).load()
         except _ForbiddenError as error:
@@ -98,10 +97,6 @@ class _Dtype:
         self.value = ordered[state]
 
 
-def _ndarray(*_args: Any) -> Any:
-    raise _ForbiddenError("calls numpy.ndarray itself")
-
-
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> Array:
     known = kind is _NDARRAY and shape == (0,) and typecode in ("b", b"b")
     _require(known, "makes an array in an unknown way")
@@ -142,7 +137,7 @@ def _require(condition: Any, what: str) -> None:
         raise _ForbiddenError(what)
 
 
-_NDARRAY = _Constructor(_ndarray)
+_NDARRAY = _Constructor(lambda *_args: _require(False, "calls numpy.ndarray itself"))
 _CONSTRUCTORS = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Constructor(_Dtype),

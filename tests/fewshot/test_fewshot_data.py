@@ -4,6 +4,7 @@ import pickle
 import shutil
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,13 +133,13 @@ def kill_self(*_args, **_kwargs):
 
 
 def test_glyphs_whose_writing_was_killed_are_made_whole(tmp_path, few_glyphs):
-    def write_half(content, file):
-        file.write(pickle.dumps(content)[:5000])
-        file.flush()
+    def write_half(path, content):
+        with path.open("wb") as file:
+            file.write(content[:5000])
         kill_self()
 
     def patch():
-        pickle.dump = write_half
+        Path.write_bytes = write_half
 
     killed_while(patch, lambda: write_glyphs(tmp_path / "killed", 8))
     left = [path.name for path in (tmp_path / "killed" / "glyphs-8").iterdir()]
