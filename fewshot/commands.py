@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fewshot.config import (
     PREFIX,
+    DatasetName,
     EpisodeConfig,
     EvaluationConfig,
     FewShotConfig,
@@ -21,8 +22,6 @@ from fewshot.config import (
 )
 from harness.commands.settings import each_run
 from harness.config import Amp, DataConfig, MethodConfig, ScheduleConfig, check_directory, expanded
-
-Dataset = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 
 _SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84, as is usual
 
@@ -58,7 +57,7 @@ class FewShot:
         --adaptation-episodes 600
     """
 
-    dataset: Dataset = "glyphs"
+    dataset: DatasetName = "glyphs"
     """glyphs is embedded; folder is train|validation|test/CLASS/*.jpg in ROOT, no class in two of
     them; the others are learn2learn's."""
     root: Path | None = None
@@ -202,9 +201,8 @@ class Evaluate:
         def measured(run: FewShotConfig, _progress: Any) -> Iterator[dict[str, Any]]:
             return evaluate(run, self.evaluation, self.directory, device)
 
-        _measure_all(
-            runs, measured, self.directory, f"figures: {self.directory / 'episodes.jsonl'}"
-        )
+        files = f"figures: {self.directory / 'episodes.jsonl'}"
+        _measure_all(runs, measured, self.directory, files)
 
 
 def _measure_all(

@@ -12,6 +12,7 @@ from harness.config import BatchNorm, DataConfig, RunConfig, check_at_least, che
 PREFIX = "fewshot/"
 """Begins these data sets' names in the harness, which has another glyphs and another folder."""
 
+DatasetName = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 LearnerName = Literal["classifier", "protonet", "maml", "anil"]
 ADAPTING = ("maml", "anil")
 """Learners whose network adapts to each task: it has an output a way."""

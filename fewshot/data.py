@@ -8,13 +8,13 @@ from functools import cache, partial
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fewshot.config import PREFIX
+from fewshot.config import PREFIX, DatasetName
 from fewshot.downloads import SPLITS, Content, ensure_files, read_split
 from harness.check import check_modes, check_readable, headers, oddities, same_images, say
 from harness.config import DataConfig
@@ -31,7 +31,8 @@ from harness.folders import (
 from harness.glyphs import CLASSES, Glyphs
 from harness.store import replace_file
 
-NAMES = ("glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100")
+NAMES = get_args(DatasetName)
+"""The data sets."""
 
 # Shuffled, so that each split has digits, Latin, Greek and Cyrillic letters, and symbols.
 _SHUFFLED = [CLASSES[index] for index in np.random.default_rng(2).permutation(len(CLASSES))]
