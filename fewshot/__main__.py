@@ -5,8 +5,7 @@ from typing import Any
 
 import tyro
 
-from fewshot.commands.evaluate import Evaluate
-from fewshot.commands.train import FewShot
+from fewshot.commands import Evaluate, FewShot
 from harness.__main__ import start
 
 

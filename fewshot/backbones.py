@@ -1,7 +1,4 @@
-"""learn2learn's few-shot backbones, with the face of a timm network.
-
-Importing this file registers them with timm, so that the harness trains them like any other.
-"""
+"""learn2learn's few-shot backbones as timm networks; importing this file registers them."""
 
 from typing import Any
 
@@ -23,23 +20,16 @@ _CONFIG = {
 _SMALLEST_RESNET12 = 80  # pixels; below, the last stage is smaller than the blocks it drops
 
 default_cfgs = {
-    "cnn4": _CONFIG | {"fixed_input_size": True},
-    "cnn4_32": _CONFIG | {"fixed_input_size": True},
-    "resnet12": _CONFIG | {"fixed_input_size": True},  # it checks the size
-    "wrn28": _CONFIG | {"fixed_input_size": False},
+    name: _CONFIG | {"fixed_input_size": name != "wrn28"}
+    for name in ("cnn4", "cnn4_32", "resnet12", "wrn28")
 }
 
 
 class Backbone(nn.Module):
-    """A feature extractor of learn2learn's and a linear classifier.
+    """A feature extractor of learn2learn's and a linear classifier, with the face of timm's.
 
-    It has what timm's networks have: ``forward_features``, ``forward_head`` and ``feature_info``.
-
-    Args:
-        features: Maps images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        num_features: D.
-        num_classes: The number of classes.
-        stages: The names of its stages, within ``features``.
+    ``features`` maps images ``[B, C, H, W]`` to embeddings ``[B, num_features]``; ``stages`` are
+    the names of its stages.
     """
 
     def __init__(
@@ -59,20 +49,16 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def get_classifier(self) -> nn.Linear:
-        """Returns the classifier."""
         return self.classifier
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images ``[B, C, H, W]`` to embeddings ``[B, D]``."""
         embeddings: Tensor = self.features(images)
         return embeddings
 
     def forward_head(self, embeddings: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps embeddings to logits; with ``pre_logits``, leaves them as they are."""
         return embeddings if pre_logits else self.classifier(embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -94,6 +80,17 @@ def cnn4(pretrained: bool = False, **kwargs: Any) -> Backbone:
 def cnn4_32(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Four convolutions of 32 channels, as in MAML (Finn et al., 2017)."""
     return _cnn4("cnn4_32", 32, pretrained, **kwargs)
+
+
+def _cnn4(
+    name: str, channels: int, pretrained: bool, num_classes: int = 64, img_size: int = 84, **_: Any
+) -> Backbone:
+    side = img_size // 2**4
+    if side < 1:
+        raise ValueError(f"{name} halves the image four times and needs 16 pixels, got {img_size}")
+    features = CNN4Backbone(hidden_size=channels)
+    backbone = Backbone(features, channels * side**2, num_classes, ["0", "1", "2", "3"])
+    return _finished(name, backbone, pretrained)
 
 
 @register_model
@@ -122,22 +119,6 @@ def wrn28(pretrained: bool = False, num_classes: int = 64, **_timms: Any) -> Bac
     return _finished("wrn28", backbone, pretrained)
 
 
-def _cnn4(
-    name: str,
-    channels: int,
-    pretrained: bool,
-    num_classes: int = 64,
-    img_size: int = 84,
-    **_timms: Any,
-) -> Backbone:
-    side = img_size // 2**4
-    if side < 1:
-        raise ValueError(f"{name} halves the image four times and needs 16 pixels, got {img_size}")
-    features = CNN4Backbone(hidden_size=channels)
-    backbone = Backbone(features, channels * side**2, num_classes, ["0", "1", "2", "3"])
-    return _finished(name, backbone, pretrained)
-
-
 def _finished(name: str, backbone: Backbone, pretrained: bool) -> Backbone:
     if pretrained:
         raise ValueError(f"pretrained=True: {name} has no pretrained weights")
@@ -148,8 +129,7 @@ def _finished(name: str, backbone: Backbone, pretrained: bool) -> Backbone:
 def _count_in_a_buffer(block: nn.Module) -> None:
     """Counts the batches by which DropBlock grows in a buffer, and those of training only.
 
-    learn2learn counts in a plain integer, which a checkpoint leaves out and which a pass for
-    saliency or for evaluation would move.
+    Checkpoints leave learn2learn's plain integer out, and passes for saliency would move it.
     """
     del block.num_batches_tracked
     block.register_buffer("num_batches_tracked", torch.zeros(()))

@@ -1,31 +1,30 @@
-"""All settings of a few-shot run: the harness's, what it learns from, what chooses the epoch.
+"""Settings of a few-shot run: the harness's, of the tasks, of the episodes.
 
 Nothing here imports torch at the top, for which --help would have to wait.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any, ClassVar, Literal
 
-from harness.config import BatchNorm, DataConfig, RunConfig
+from harness.config import BatchNorm, DataConfig, RunConfig, check_at_least, check_in
 
 PREFIX = "fewshot/"
-"""What the harness calls these data sets begins with it: it has another glyphs, another folder."""
+"""Begins these data sets' names in the harness, which has another glyphs and another folder."""
 
+DatasetName = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 LearnerName = Literal["classifier", "protonet", "maml", "anil"]
 ADAPTING = ("maml", "anil")
-"""The learners whose network adapts to each task: it has an output a way."""
-
+"""Learners whose network adapts to each task: it has an output a way."""
 NORMALIZATIONS = ("un", "l2n", "cl2n")
-"""What can be done to embeddings before a classifier."""
+"""Normalisations of embeddings before a classifier."""
 CLASSIFIERS = ("centroid", "cosine", "logistic", "svm")
-"""The classifiers of embeddings, in the order of tables."""
+"""Classifiers of embeddings, in the order of tables."""
 
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """What the episodes are like, and how many are drawn."""
+    """Size, number and seed of episodes."""
 
     ways: int = 5
     """Classes of an episode."""
@@ -38,28 +37,16 @@ class EpisodeConfig:
     seed: int = 0
     """Seed of the draw."""
 
-    def check(self, prefix: str = "", seed: str = "seed") -> None:
-        """Checks the numbers.
-
-        Args:
-            prefix: What the settings' names begin with on the command line.
-            seed: What the seed is called there.
-
-        Raises:
-            ValueError: If one is too small.
-        """
+    def check(self, prefix: str = "") -> None:
+        """Checks the numbers; ``prefix`` begins their names on the command line."""
         # One way leaves nothing to tell apart, one episode has no spread to make an interval of.
-        least = {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value < bound:
-                shown = prefix + (seed if name == "seed" else name)
-                raise ValueError(f"{shown} must be at least {bound}, got {value}")
+        for name, least in {"ways": 2, "shots": 1, "queries": 1, "episodes": 2, "seed": 0}.items():
+            check_at_least(least, **{prefix + name: getattr(self, name)})
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The tasks that protonet, maml and anil learn from."""
+    """Tasks that protonet, maml and anil learn from."""
 
     ways: int = 5
     """Classes of a task; maml and anil are measured on as many."""
@@ -77,19 +64,11 @@ class TaskConfig:
     """maml, anil: their learning rate."""
 
     def check(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ValueError: If one is too small, or queries cannot be mixed in pairs.
-        """
-        least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "steps": 1, "adaptation_steps": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"tasks.{name} must be at least {bound}, got {getattr(self, name)}"
-                )
-        if not 0 < self.adaptation_lr < inf:
-            raise ValueError(f"tasks.adaptation_lr must be in (0, inf), got {self.adaptation_lr}")
+        """Checks the numbers."""
+        for name in ("ways", "shots", "queries", "tasks", "steps", "adaptation_steps"):
+            least = 2 if name == "ways" else 1
+            check_at_least(least, **{f"tasks.{name}": getattr(self, name)})
+        check_in("(0, inf)", **{"tasks.adaptation_lr": self.adaptation_lr})
         if self.ways * self.queries % 2:
             raise ValueError(
                 "tasks.ways times tasks.queries must be even, since timm's Mixup mixes pairs of "
@@ -99,7 +78,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which episodes of the novel classes to measure, and with which classifiers."""
+    """Episodes of the novel classes, and the classifiers to measure them with."""
 
     ways: int = 5
     """Classes of an episode."""
@@ -121,33 +100,27 @@ class EvaluationConfig:
     """Nearest centroid, by Euclidean distance or by cosine; linear SVM; logistic regression."""
 
     def check(self) -> None:
-        """Checks the names and the numbers.
-
-        Raises:
-            ValueError: If a name is unknown, or a number too small.
-        """
+        """Checks the names and the numbers."""
         for name, known in (("normalizations", NORMALIZATIONS), ("classifiers", CLASSIFIERS)):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown or not getattr(self, name):
                 raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown}")
         if not self.shots:
             raise ValueError("shots must name at least one number, got none")
+        check_at_least(0, episode_seed=self.episode_seed)
+        check_at_least(2, adaptation_episodes=self.adaptation_episodes)
         for setting in self.settings():
-            setting.check(seed="episode_seed")
-        if self.adaptation_episodes < 2:
-            raise ValueError(
-                f"adaptation_episodes must be at least 2, got {self.adaptation_episodes}"
-            )
+            setting.check()
 
     def settings(self) -> list[EpisodeConfig]:
-        """The episodes' settings, for each number of shots."""
+        """Gives the episodes' settings for each number of shots."""
         return [
             EpisodeConfig(self.ways, shots, self.queries, self.episodes, self.episode_seed)
             for shots in self.shots
         ]
 
     def figures(self, learner: str) -> Iterator[tuple[EpisodeConfig, str, str]]:
-        """Gives what is measured of a learner's network: episodes, normalisation, classifier."""
+        """Gives the episodes, normalisation and classifier of each figure of a network."""
         for setting in self.settings():
             for normalization in self.normalizations:
                 for classifier in self.classifiers:
@@ -159,15 +132,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class FewShotConfig(RunConfig):
-    """All that decides one run's backbone, but for the machine."""
+    """Settings that decide one run's backbone, but for the machine."""
 
-    batch_norm: BatchNorm = "running"
-    """Adaptation to a task's support uses the statistics of training."""
+    batch_norm: BatchNorm = "running"  # adaptation to a task's support uses those of training
     learner: LearnerName = "classifier"
     tasks: TaskConfig = field(default_factory=TaskConfig)
-    """What all learners but the classifier learn from."""
-    validation: EpisodeConfig = field(default_factory=EpisodeConfig)
-    """Episodes of the validation classes, by which the epoch is chosen."""
+    validation: EpisodeConfig = field(default_factory=EpisodeConfig)  # choose the epoch
 
     PARTS: ClassVar[dict[str, type]] = {
         **RunConfig.PARTS,
@@ -177,7 +147,8 @@ class FewShotConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
-        import fewshot.registered  # noqa: F401  (what the data and the networks are called)
+        import fewshot.backbones
+        import fewshot.data  # noqa: F401  (both register names)
 
         super().__post_init__()
         self.tasks.check()
@@ -185,17 +156,24 @@ class FewShotConfig(RunConfig):
         if not self.data.dataset.startswith(PREFIX):
             raise ValueError(f"dataset must begin with {PREFIX!r}, got {self.data.dataset!r}")
         if self.learner != "classifier":
-            self._check_tasks()
-        if self.learner in ADAPTING:
-            self._check_adaptation()
+            self._check_learner()
+        self.check_ways(self.validation.ways, "validation.ways")
+
+    def check_ways(self, ways: int, name: str = "ways") -> None:
+        """Checks that episodes have as many ways as a network that adapts has outputs."""
+        if self.learner in ADAPTING and ways != self.tasks.ways:
+            raise ValueError(
+                f"learner={self.learner!r} has an output for each of tasks.ways="
+                f"{self.tasks.ways}: {name} must be the same, got {ways}"
+            )
 
     @property
     def least_images(self) -> int:
-        """The number of training images below which there is no epoch; tasks check their own."""
+        """The number of training images that an epoch takes at least; tasks check their own."""
         return super().least_images if self.learner == "classifier" else 1
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON; those of tasks only where the learner reads them."""
+        """Gives the settings as JSON; those of tasks only where the learner reads them."""
         identity = super().identity()
         if self.learner == "classifier":
             del identity["tasks"]
@@ -205,70 +183,58 @@ class FewShotConfig(RunConfig):
     def from_identity(
         cls, identity: dict[str, Any], data_dir: str | None = None
     ) -> "FewShotConfig":
-        """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``.
-
-        Raises:
-            ValueError: If a setting is unknown here, or does not fit.
-        """
+        """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``."""
         made = super().from_identity({"tasks": {}} | identity, data_dir)
         assert isinstance(made, cls)
         return made
 
     def outputs(self, classes: int) -> int:
-        """Returns how many outputs the network has once it is trained on so many classes."""
+        """Returns the number of the network's outputs, once it is trained on so many classes."""
         return self.tasks.ways if self.learner in ADAPTING else classes
-
-    def _check_tasks(self) -> None:
-        if self.method == "manifold":
-            raise ValueError(
-                f"learner={self.learner!r} does not go with manifold, which mixes all images of "
-                "the network's next pass: a task's support must stay unmixed"
-            )
-        if self.compile:
-            raise ValueError(
-                f"learner={self.learner!r} does not go with compile=True: it passes images through "
-                "the network's parts or copies, not through the pass that is compiled"
-            )
-        if self.learner == "protonet" and self._shares_gradients() and self.tasks.tasks > 1:
-            raise ValueError(
-                f"{self._shares_gradients()} adds the clean loss's gradient to that of the next "
-                f"pass: with learner='protonet' set tasks.tasks=1, got {self.tasks.tasks}"
-            )
-        if self.learner == "protonet" and self._is_sage() and self.mixing.saliency_size:
-            raise ValueError(
-                "learner='protonet' takes queries of the support's size alone: leave out "
-                f"saliency_size={self.mixing.saliency_size}"
-            )
-
-    def _check_adaptation(self) -> None:
-        if self._shares_gradients():
-            raise ValueError(
-                f"{self._shares_gradients()} needs the clean loss's gradient at the parameters, "
-                f"which learner={self.learner!r} would have to take through the adaptation: "
-                "use another method, or sage with update_ratio=1"
-            )
-        if self.amp == "float16":
-            raise ValueError(
-                f"learner={self.learner!r} adapts with gradients that nothing scales, which "
-                "vanish with amp='float16': use bfloat16 or none"
-            )
-        if self.validation.ways != self.tasks.ways:
-            raise ValueError(
-                f"learner={self.learner!r} has an output for each of tasks.ways="
-                f"{self.tasks.ways}: validation.ways must be the same, got {self.validation.ways}"
-            )
-
-    def _is_sage(self) -> bool:
-        return self.method.startswith("sage")
-
-    def _shares_gradients(self) -> str:
-        """Names what of the method uses the saliency pass's parameter gradient, if anything."""
-        if self.method == "comixup":
-            return "comixup"
-        shared = self._is_sage() and self.mixing.update_ratio < 1
-        return f"{self.method} with update_ratio={self.mixing.update_ratio}" if shared else ""
 
     @property
     def novel(self) -> DataConfig:
         """The data settings with the novel classes in the place of both splits."""
         return replace(self.data, train_split="test", val_split="test", train_size=None)
+
+    def _check_learner(self) -> None:
+        """Checks that the method and the other settings fit a learner of tasks."""
+        learner, is_sage = f"learner={self.learner!r}", self.method.startswith("sage")
+        shares = ""  # names what uses the saliency pass's parameter gradient
+        if is_sage and self.mixing.update_ratio < 1:
+            shares = f"{self.method} with update_ratio={self.mixing.update_ratio}"
+        elif self.method == "comixup":
+            shares = self.method
+        if self.method == "manifold":
+            raise ValueError(
+                f"{learner} does not go with manifold, which mixes all images of the network's "
+                "next pass: a task's support must stay unmixed"
+            )
+        if self.compile:
+            raise ValueError(
+                f"{learner} does not go with compile=True: it passes images through the network's "
+                "parts or copies, not through the pass that is compiled"
+            )
+        if self.learner == "protonet":
+            if shares and self.tasks.tasks > 1:
+                raise ValueError(
+                    f"{shares} adds the clean loss's gradient to that of the next pass: with "
+                    f"{learner} set tasks.tasks=1, got {self.tasks.tasks}"
+                )
+            if is_sage and self.mixing.saliency_size:
+                raise ValueError(
+                    f"{learner} takes queries of the support's size alone: leave out "
+                    f"saliency_size={self.mixing.saliency_size}"
+                )
+            return
+        if shares:
+            raise ValueError(
+                f"{shares} needs the clean loss's gradient at the parameters, which {learner} "
+                "would have to take through the adaptation: use another method, or sage with "
+                "update_ratio=1"
+            )
+        if self.amp == "float16":
+            raise ValueError(
+                f"{learner} adapts with gradients that nothing scales, which vanish with "
+                "amp='float16': use bfloat16 or none"
+            )

@@ -1,24 +1,24 @@
-"""Data sets in three splits that share no class: base, validation and novel classes."""
+"""Data sets in three splits that share no class: base, validation and novel classes.
 
-import copy
-from collections.abc import Callable, Sequence
+Importing this file adds them to the harness's.
+"""
+
+import pickle
 from functools import cache, partial
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from learn2learn.vision import datasets
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fewshot.cifarfs import open_cifarfs
-from fewshot.files import SPLITS, ensure_files, names_file, tiered_images
-from fewshot.glyphs import write_glyphs
-from fewshot.layouts import fc100_name
-from fewshot.pickles import load_plain
+from fewshot.config import PREFIX, DatasetName
+from fewshot.downloads import SPLITS, Content, ensure_files, read_split
 from harness.check import check_modes, check_readable, headers, oddities, same_images, say
+from harness.config import DataConfig
+from harness.data import DATASETS, Source
 from harness.folders import (
     VALIDATION_NAMES,
     ImageFolder,
@@ -28,12 +28,21 @@ from harness.folders import (
     read_folder,
     read_image,
 )
+from harness.glyphs import CLASSES, Glyphs
+from harness.store import replace_file
 
-NAMES = ("glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100")
+NAMES = get_args(DatasetName)
+"""The data sets."""
+
+# Shuffled, so that each split has digits, Latin, Greek and Cyrillic letters, and symbols.
+_SHUFFLED = [CLASSES[index] for index in np.random.default_rng(2).permutation(len(CLASSES))]
+_CHARACTERS = {"train": _SHUFFLED[:64], "validation": _SHUFFLED[64:80], "test": _SHUFFLED[80:]}
+IMAGES_PER_CLASS = {"train": 100, "validation": 40, "test": 40}
+"""The glyphs' numbers of images, by split."""
 
 
 class ClassSplit(Dataset):
-    """The images of one split, ``(PIL image in RGB, class index)`` each.
+    """Images of one split, ``(PIL image in RGB, class index)`` each.
 
     Attributes:
         targets: The classes' indices, in ``0 ... len(classes) - 1``.
@@ -41,13 +50,11 @@ class ClassSplit(Dataset):
         transform: Applied to the image, if not None.
     """
 
-    def __init__(
-        self, targets: Sequence[int], classes: Sequence[str], image: Callable[[int], Image.Image]
-    ) -> None:
-        self.targets = list(targets)
-        self.classes = list(classes)
+    def __init__(self, root: Path, content: Content) -> None:
+        self.targets = list(content.targets)
+        self.classes = list(content.classes)
         self.transform: Any = None
-        self._image = image
+        self._root, self._images = root, content.images
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -56,9 +63,22 @@ class ClassSplit(Dataset):
         image = self._image(index)
         return image if self.transform is None else self.transform(image), self.targets[index]
 
+    def _image(self, index: int) -> Image.Image:
+        image = self._images[index]
+        if isinstance(image, Path):
+            return read_image(image, "RGB")
+        if isinstance(image, np.ndarray) and image.ndim == 3:
+            return Image.fromarray(image)
+        try:
+            return as_mode(Image.open(BytesIO(image)), "RGB")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self._root}, image {index} cannot be read: {error}") from error
+
 
 def open_split(name: str, root: Path, split: str, *, download: bool, image_size: int) -> ClassSplit:
     """Opens one split of a data set, and checks the three.
+
+    The images are read once a process; each call gives an object of its own.
 
     Args:
         name: One of :data:`NAMES`.
@@ -67,9 +87,6 @@ def open_split(name: str, root: Path, split: str, *, download: bool, image_size:
         split: train (base classes), validation or test (novel classes).
         download: Fetch missing files of learn2learn's data sets.
         image_size: Height and width of the glyphs in pixels; other images keep their size.
-
-    Returns:
-        An object of its own at each call; the images are read once a process.
 
     Raises:
         ValueError: If a file is missing or not what it should be, cannot be downloaded, or a class
@@ -87,50 +104,55 @@ def open_split(name: str, root: Path, split: str, *, download: bool, image_size:
     elif name != "folder":
         ensure_files(name, root, download)
     _check_disjoint(name, root)
-    opened = copy.copy(_open(name, root, split))
-    opened.targets, opened.classes = list(opened.targets), list(opened.classes)
-    return opened
+    return ClassSplit(root, _content(name, root, split))
+
+
+def write_glyphs(root: Path, image_size: int) -> Path:
+    """Draws the glyphs that are not there yet, into files of mini-ImageNet's layout.
+
+    Returns their folder, ``root/glyphs-{image_size}``. The bits are the same each time.
+    """
+    folder = root / f"glyphs-{image_size}"
+    for split, characters in _CHARACTERS.items():
+        path = folder / f"mini-imagenet-cache-{split}.pkl"
+        if path.exists():
+            continue
+        samples = IMAGES_PER_CLASS[split] * len(characters)
+        glyphs = Glyphs(split, samples, image_size, classes=characters)
+        class_dict = {
+            character: list(range(index, samples, len(characters)))
+            for index, character in enumerate(characters)
+        }
+        content = {"image_data": glyphs.images, "class_dict": class_dict}
+        replace_file(path, pickle.dumps(content))
+    return folder
 
 
 @cache
 def _check_disjoint(name: str, root: Path) -> None:
-    names = {split: set(_class_names(name, root, split)) for split in SPLITS}
     for one, other in combinations(SPLITS, 2):
-        common = sorted(names[one] & names[other])
+        names = [set(_content(name, root, split).classes) for split in (one, other)]
+        common = sorted(names[0] & names[1])
         if common:
             raise ValueError(
                 f"dataset={name!r} with root={str(root)!r} has classes that are both in {one} and "
                 f"in {other}: {listed(common)}"
             )
-    if name == "folder":
-        _compare_folders(root)
+        same = name == "folder" and same_images(_folder(root, one), _folder(root, other))
+        if same:
+            say(root, [f"{len(same)} images of {other!r} are in {one!r} too: {listed(same)}"])
 
 
 @cache
-def _class_names(name: str, root: Path, split: str) -> list[str]:
+def _content(name: str, root: Path, split: str) -> Content:
     if name == "folder":
-        return _open(name, root, split).classes
-    names: list[str] = names_file(name, split).read(root)
-    return names
+        folder = _folder(root, split)
+        return Content(folder.files, folder.targets, folder.classes)
+    return read_split(name, root, split)
 
 
 @cache
-def _open(name: str, root: Path, split: str) -> ClassSplit:
-    """Opens files that were checked before, each by :func:`_class_names`."""
-    if name == "folder":
-        return _open_folder(root, split)
-    if name == "tiered-imagenet":
-        return _open_tiered(root, split)
-    if name == "cifarfs":
-        opened = open_cifarfs(root, split)
-        return ClassSplit(opened.targets, opened.classes, partial(_image_in, opened))
-    if name == "fc100":
-        return _open_fc100(root, split)
-    return _open_mini_imagenet(root / names_file(name, split).place)
-
-
-@cache
-def _read_folder(root: Path, split: str) -> ImageFolder:
+def _folder(root: Path, split: str) -> ImageFolder:
     others = VALIDATION_NAMES if split == VALIDATION_NAMES[0] else ()
     folder = read_folder(find_split(root, split, others))
     found = headers(folder)
@@ -140,61 +162,12 @@ def _read_folder(root: Path, split: str) -> ImageFolder:
     return folder
 
 
-def _open_folder(root: Path, split: str) -> ClassSplit:
-    folder = _read_folder(root, split)
-    return ClassSplit(folder.targets, folder.classes, partial(_image_of_file, folder.files))
+def _open(name: str, config: DataConfig, split: str) -> ClassSplit:
+    root = Path(config.data_dir or "~/data")
+    size = config.image_size
+    return open_split(name, root, split, download=config.dataset_download, image_size=size)
 
 
-def _compare_folders(root: Path) -> None:
-    """Says which images are in two splits, whose classes have other names."""
-    for one, other in combinations(SPLITS, 2):
-        same = same_images(_read_folder(root, one), _read_folder(root, other))
-        if same:
-            say(root, [f"{len(same)} images of {other!r} are in {one!r} too: {listed(same)}"])
-
-
-def _open_mini_imagenet(path: Path) -> ClassSplit:
-    """Reads what learn2learn's ``MiniImagenet`` reads, which also makes a copy in float32."""
-    content = load_plain(path)
-    images = np.asarray(content["image_data"])
-    targets = np.empty(len(images), dtype=int)
-    for target, indices in enumerate(content["class_dict"].values()):
-        targets[np.asarray(indices)] = target
-    names = list(map(str, content["class_dict"]))
-    return ClassSplit(targets.tolist(), names, partial(_image_of_array, images))
-
-
-def _open_tiered(root: Path, split: str) -> ClassSplit:
-    names = _class_names("tiered-imagenet", root, split)
-    images = tiered_images(split)
-    count = images.read(root)
-    opened = datasets.TieredImagenet(str(root), split)
-    if len(opened) != count:
-        raise ValueError(
-            f"{root / images.place} has {count} images, but its labels' file has {len(opened)}. "
-            f"Delete it and let --download fetch it anew from {images.url}"
-        )
-    return ClassSplit([int(label) for label in opened.labels], names, partial(_image_in, opened))
-
-
-def _open_fc100(root: Path, split: str) -> ClassSplit:
-    names = _class_names("fc100", root, split)
-    index = {name: position for position, name in enumerate(names)}
-    opened = datasets.FC100(str(root), split)
-    targets = [index[fc100_name(int(label))] for label in opened.labels]
-    return ClassSplit(targets, names, partial(_image_in, opened))
-
-
-def _image_of_array(images: NDArray[np.uint8], index: int) -> Image.Image:
-    return Image.fromarray(images[index])
-
-
-def _image_of_file(files: Sequence[Path], index: int) -> Image.Image:
-    return read_image(files[index], "RGB")
-
-
-def _image_in(dataset: Any, index: int) -> Image.Image:
-    try:
-        return as_mode(dataset[index][0], "RGB")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{dataset.root}, image {index} cannot be read: {error}") from error
+for _name in NAMES:
+    _hflip = 0.0 if _name == "glyphs" else 0.5  # characters are not the same in a mirror
+    DATASETS[PREFIX + _name] = Source(partial(_open, _name), _hflip)

@@ -2,8 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from fewshot.config import EpisodeConfig
 
 @dataclass(frozen=True)
 class Episodes:
-    """The images of E episodes of W ways; the ways of an episode are in random order."""
+    """Indices of the images of E episodes of W ways, which are in random order."""
 
     support: Tensor
     """Indices of the support images, ``[E, W, S]``."""
@@ -28,13 +27,9 @@ class Episodes:
 def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
     """Draws episodes with learn2learn's task transforms, without loading an image.
 
-    An episode's classes are drawn uniformly without replacement, and so are the images of each,
-    the support first. The draw depends on the settings and on which images share a class: not on
-    the classes' numbers, and not on Python's global random state, which is left as it was.
-
-    Args:
-        targets: The class of each image.
-        config: Ways, shots, queries, number and seed.
+    An episode's classes are drawn uniformly without replacement, and so are the images of each.
+    The draw depends on the settings and on which images share a class: not on the classes' numbers,
+    and not on Python's global random state, which is left as it was.
 
     Raises:
         ValueError: If a number is too small, there are too few classes, or a class has too few
@@ -48,11 +43,15 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
     )
     images = config.shots + config.queries
     tasks = Taskset(indices, [FusedNWaysKShots(indices, n=config.ways, k=images)])
-    with _python_random(config.seed):
+    state = random.getstate()  # learn2learn draws from it
+    random.seed(config.seed)
+    try:
         drawn = [
             [description.index for description in tasks.sample_task_description()]
             for _ in range(config.episodes)
         ]
+    finally:
+        random.setstate(state)
     each = torch.tensor(drawn).view(config.episodes, config.ways, images)
     return Episodes(each[..., : config.shots], each[..., config.shots :])
 
@@ -60,17 +59,7 @@ def draw_episodes(targets: Sequence[int], config: EpisodeConfig) -> Episodes:
 def check_counts(
     targets: Sequence[int], config: EpisodeConfig, classes: Sequence[str] = (), split: str = ""
 ) -> None:
-    """Checks that episodes can be drawn.
-
-    Args:
-        targets: The class of each image.
-        config: The episodes.
-        classes: The classes' names, for the error.
-        split: Where the images are from, for the error.
-
-    Raises:
-        ValueError: If there are too few classes, or a class has too few images.
-    """
+    """Checks that there are enough classes, and images of each; names the class and the split."""
     counts = Counter(map(int, targets))
     place = f"{split}: " if split else ""
     if len(counts) < config.ways:
@@ -85,14 +74,3 @@ def check_counts(
             f"{place}shots={config.shots} and queries={config.queries} take {needed} images of "
             f"each class, class {name} has {least}"
         )
-
-
-@contextmanager
-def _python_random(seed: int) -> Iterator[None]:
-    """Seeds what learn2learn draws from for a while, then puts it back."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)

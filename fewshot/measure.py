@@ -1,151 +1,162 @@
-"""What is measured of a backbone: episodes of the validation classes, then of the novel ones."""
+"""Accuracy of a backbone on episodes: of the validation classes, then of the novel ones."""
 
-from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from fewshot.adaptation import AdaptationEpisodes, correct_after_adaptation
-from fewshot.config import ADAPTING, EpisodeConfig, EvaluationConfig, FewShotConfig
-from fewshot.embed import embed
+from fewshot.adaptation import correct_after_adaptation
+from fewshot.classifiers import correct_queries
+from fewshot.config import ADAPTING, NORMALIZATIONS, EpisodeConfig, EvaluationConfig, FewShotConfig
 from fewshot.episodes import Episodes, check_counts, draw_episodes
-from fewshot.evaluate import accuracy, correct_queries, normalized
 from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, targets_of
 from harness.device import device_name
+from harness.figures import half_width, markdown_table
 from harness.loader import make_loader
-from harness.store import RUN, append_result, read_results
+from harness.store import cached
 from harness.train import load_model
 
-_IDENTITY = (
-    *("config", "ways", "shots", "queries", "episodes", "episode_seed"),
-    *("normalization", "classifier", "data"),
-)
+
+@torch.inference_mode()
+def embed(model: nn.Module, loader: Any, title: str = "embeddings") -> Tensor:
+    """Computes what comes before the classifier, ``[N, D]`` in float32, of a loader's images.
+
+    Leaves the model, one of timm's or of :mod:`fewshot.backbones`, in evaluation mode.
+    """
+    model.eval()
+    parts = [
+        model.forward_head(model.forward_features(images), pre_logits=True).float()
+        for images, _ in tqdm(loader, desc=title, leave=False, disable=None)
+    ]
+    return torch.cat(parts)
 
 
-class ValidationEpisodes:
-    """Measures nearest centroids on episodes, as the training loop measures an epoch.
+def normalized(embeddings: Tensor, normalization: str, base_mean: Tensor | None = None) -> Tensor:
+    """Normalises embeddings ``[N, D]`` (Wang et al., SimpleShot, arXiv 1911.04623).
 
-    Embeddings are scaled to unit length. Called with a model and a loader, it gives ``top1``: the
-    mean accuracy over the episodes, in percent.
-
-    Args:
-        targets: The class of each of the loader's images.
-        config: The episodes.
+    ``un`` leaves them as they are; ``l2n`` scales each to unit length, but for zeros; ``cl2n``
+    first subtracts ``base_mean``, the mean embedding of the base classes' images, ``[D]``.
 
     Raises:
-        ValueError: If there are too few classes or images for them.
+        ValueError: If there is no such normalisation, or it lacks the mean.
     """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
+        )
+    if normalization == "un":
+        return embeddings
+    if normalization == "cl2n":
+        if base_mean is None:
+            raise ValueError(
+                "normalization='cl2n' needs base_mean, the base images' mean embedding"
+            )
+        embeddings = embeddings - base_mean
+    return F.normalize(embeddings, dim=1)
 
-    def __init__(self, targets: list[int], config: EpisodeConfig) -> None:
-        self.episodes = draw_episodes(targets, config)
-        self.total = config.ways * config.queries
 
-    def __call__(self, model: nn.Module, loader: Any) -> dict[str, float]:
-        """Embeds the loader's images and measures the episodes."""
-        embeddings = embed(model, loader, "validation classes")
-        embeddings = normalized(embeddings, "l2n")
-        correct = correct_queries(embeddings, self.episodes, "centroid")
-        return {"top1": accuracy(correct, self.total)[0]}
+def accuracy(correct: Tensor, total: int) -> tuple[float, float]:
+    """Gives the mean accuracy in percent, and half of its 95 % interval over episodes, in points.
+
+    ``correct`` are the correct queries of each episode, ``[E]``, out of ``total``.
+    """
+    if len(correct) < 2:
+        raise ValueError(f"an interval takes at least two episodes, got {len(correct)}")
+    shares = 100 * correct.double() / total
+    error = shares.std().item() / math.sqrt(len(shares))
+    return shares.mean().item(), half_width(error, len(shares))
 
 
 def epoch_measure(
     config: FewShotConfig, targets: list[int]
 ) -> Callable[[nn.Module, Any], dict[str, float]]:
-    """Makes what measures an epoch's network: by its adaptation, if that is what it learns.
+    """Makes the function that measures an epoch's network on images of these classes.
 
-    Args:
-        config: The run.
-        targets: The class of each validation image.
+    It gives ``top1``, the mean accuracy over episodes in percent: of nearest centroids of
+    embeddings of unit length, or after adaptation, if that is what the network learns.
     """
-    if config.learner in ADAPTING:
-        return AdaptationEpisodes(targets, config.validation, config.learner, config.tasks)
-    return ValidationEpisodes(targets, config.validation)
+    episodes = draw_episodes(targets, config.validation)
+
+    def measure(model: nn.Module, loader: Any) -> dict[str, float]:
+        if config.learner in ADAPTING:
+            correct = correct_after_adaptation(
+                model, loader, episodes, config.learner, config.tasks, "validation episodes"
+            )
+        else:
+            embeddings = normalized(embed(model, loader, "validation classes"), "l2n")
+            correct = correct_queries(embeddings, episodes, "centroid")
+        return {"top1": accuracy(correct, config.validation.ways * config.validation.queries)[0]}
+
+    return measure
 
 
 def check_episodes(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
-    """Draws all episodes once, so that a long training does not end with an error.
-
-    Raises:
-        ValueError: If the data set cannot be opened, or has too few images for the episodes, or
-            they have other ways than the network has outputs.
-    """
+    """Checks that all episodes can be drawn, so that a long training does not end with an error."""
     evaluation.check()
-    _check_ways(config, evaluation)
+    config.check_ways(evaluation.ways)
     splits = load_splits(config.data, config.seed)
     novel = load_splits(config.novel, config.seed).validation
     if config.learner != "classifier":
         TaskBatches(targets_of(splits.train), config.tasks)
-    place, validation = f"of {config.data.data_dir}", splits.validation
-    where = f"split 'validation' {place}"
-    check_counts(validation.targets, config.validation, validation.classes, where)
-    for setting in evaluation.settings():
-        check_counts(novel.targets, setting, novel.classes, f"split 'test' {place}")
-        _draw(tuple(novel.targets), setting)
+    drawn = [("validation", splits.validation, config.validation)]
+    drawn += [("test", novel, setting) for setting in evaluation.settings()]
+    for name, split, setting in drawn:
+        where = f"split {name!r} of {config.data.data_dir}"
+        check_counts(split.targets, setting, split.classes, where)
 
 
 def evaluate(
     config: FewShotConfig, evaluation: EvaluationConfig, out: Path, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Measures a trained backbone on the novel classes, without training it.
+    """Measures a run's network, from its checkpoint in ``out``, on the novel classes.
 
-    Args:
-        config: The run, whose checkpoint is in ``out``.
-        evaluation: What to measure.
-        out: The folder; a line a figure is appended to its ``episodes.jsonl``.
-        device: Where.
-
-    Yields:
-        Each figure's line. One that stands there already is not measured again.
-
-    Raises:
-        ValueError: If there is no checkpoint, the novel classes have too few images, or the
-            episodes other ways than a network that adapts has outputs.
+    Yields each figure's line of ``out/episodes.jsonl``; one that is there is not measured again.
     """
     evaluation.check()
-    _check_ways(config, evaluation)
-    path = out / "episodes.jsonl"
-    known = {_key(line): line for line in read_results(path, RUN)}
+    config.check_ways(evaluation.ways)
+    backbone: _TrainedBackbone | None = None
+
+    def measure(*figure: Any) -> dict[str, Any]:
+        nonlocal backbone
+        backbone = backbone or _TrainedBackbone(config, out, device)
+        return backbone.measured(*figure)
+
     header = {
         "method": config.method,
         "seed": config.seed,
         "config": config.identity(),
         "data": fingerprint(config.novel),
     }
-    backbone: TrainedBackbone | None = None
     for setting, normalization, classifier in evaluation.figures(config.learner):
-        line = header | _described(setting, normalization, classifier)
-        if _key(line) in known:
-            yield known[_key(line)]
-            continue
-        backbone = backbone or TrainedBackbone(config, out, device)
-        line |= backbone.measured(setting, normalization, classifier)
-        line |= {
-            "device": device_name(device),
-            "torch": torch.__version__,
-            "learn2learn": version("learn2learn"),
-        }
-        append_result(path, line)
-        yield line
+        key = header | asdict(setting) | {"episode_seed": setting.seed, "seed": config.seed}
+        key |= {"normalization": normalization, "classifier": classifier}
+        figure = partial(measure, setting, normalization, classifier)
+        yield cached(out / "episodes.jsonl", key, figure)
 
 
-class TrainedBackbone:
-    """What a run has trained, and the images to measure it on."""
+class _TrainedBackbone:
+    """Measures the network that a run has trained."""
 
     def __init__(self, config: FewShotConfig, out: Path, device: torch.device) -> None:
         splits = load_splits(config.data, config.seed)
-        self.config = config
-        self.model = load_model(config, out, config.outputs(len(splits.classes)), device)
-        model_config = resolve_data_config({}, model=self.model)
         novel = load_splits(config.novel, config.seed).validation
-        self.base = make_loader(config.data, splits.train, model_config, device, hflip=None)
-        self.novel = make_loader(config.data, novel, model_config, device, hflip=None)
-        self.targets = tuple(novel.targets)
+        self.tasks, self.device, self.targets = config.tasks, device, tuple(novel.targets)
+        self.model = load_model(config, out, config.outputs(len(splits.classes)), device)
+        normalisation = resolve_data_config({}, model=self.model)
+        self.base = make_loader(config.data, splits.train, normalisation, device, hflip=None)
+        self.novel = make_loader(config.data, novel, normalisation, device, hflip=None)
 
     @cached_property
     def base_mean(self) -> Tensor:
@@ -165,40 +176,45 @@ class TrainedBackbone:
         title = f"{setting.shots}-shot {classifier}"
         if classifier in ADAPTING:
             correct = correct_after_adaptation(
-                self.model, self.novel, episodes, classifier, self.config.tasks, title
+                self.model, self.novel, episodes, classifier, self.tasks, title
             )
         else:
             mean = self.base_mean if normalization == "cl2n" else None
             embeddings = normalized(self.embeddings, normalization, mean)
             correct = correct_queries(embeddings, episodes, classifier, title)
         mean, interval = accuracy(correct, setting.ways * setting.queries)
-        return {"accuracy": mean, "interval": interval}
-
-
-def _described(setting: EpisodeConfig, normalization: str, classifier: str) -> dict[str, Any]:
-    return {
-        "ways": setting.ways,
-        "shots": setting.shots,
-        "queries": setting.queries,
-        "episodes": setting.episodes,
-        "episode_seed": setting.seed,
-        "normalization": normalization,
-        "classifier": classifier,
-    }
-
-
-def _check_ways(config: FewShotConfig, evaluation: EvaluationConfig) -> None:
-    if config.learner in ADAPTING and evaluation.ways != config.tasks.ways:
-        raise ValueError(
-            f"learner={config.learner!r} has an output for each of tasks.ways="
-            f"{config.tasks.ways}: ways must be the same, got {evaluation.ways}"
-        )
-
-
-def _key(line: dict[str, Any]) -> str:
-    return repr([line[name] for name in _IDENTITY])
+        return {
+            "accuracy": mean,
+            "interval": interval,
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "learn2learn": version("learn2learn"),
+        }
 
 
 @lru_cache(maxsize=8)
 def _draw(targets: tuple[int, ...], setting: EpisodeConfig) -> Episodes:
     return draw_episodes(targets, setting)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Makes a Markdown table of lines of ``episodes.jsonl``: methods down, classifiers across.
+
+    With several seeds a cell is their mean and standard deviation, with one the accuracy and its
+    95 % interval over episodes.
+    """
+    figures = defaultdict(list)
+    for line in lines:
+        column = f"{line['shots']}-shot {line['classifier']} {line['normalization']}"
+        figures[line["method"], column].append(line)
+    methods, columns = (dict.fromkeys(part) for part in zip(*figures, strict=True))
+    rows = [[m, *(_cell(figures.get((m, column), [])) for column in columns)] for m in methods]
+    return markdown_table(["method", *columns], rows)
+
+
+def _cell(lines: list[dict[str, Any]]) -> str:
+    if not lines:
+        return ""
+    accuracies = [line["accuracy"] for line in lines]
+    spread = stdev(accuracies) if len(lines) > 1 else lines[0]["interval"]
+    return f"{fmean(accuracies):.2f} ± {spread:.2f}"

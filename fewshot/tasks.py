@@ -5,24 +5,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.data import resolve_data_config
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fewshot.config import EpisodeConfig, TaskConfig
+from fewshot.config import EpisodeConfig, FewShotConfig, TaskConfig
 from fewshot.episodes import Episodes, draw_episodes
+from harness.data import Splits, targets_of
+from harness.loader import make_loader
 
 _SEEDS = 2**31
 
 
 class TaskBatches:
-    """Draws each epoch's tasks: the images' indices of every step.
+    """Draws each epoch's tasks: the images' indices of every step, each task by :func:`in_order`.
 
     The seed of an epoch's draw comes from torch's random state, which the training loop makes of
     the run's seed and the epoch.
-
-    Args:
-        targets: The class of each image.
-        config: The tasks.
 
     Raises:
         ValueError: If there are too few classes, or a class has too few images.
@@ -43,14 +42,28 @@ class TaskBatches:
         yield from in_order(drawn)[:count].view(self.config.steps, -1).tolist()
 
     def _draw(self, seed: int, episodes: int) -> Episodes:
-        config = self.config
+        tasks = self.config
+        config = EpisodeConfig(tasks.ways, tasks.shots, tasks.queries, episodes, seed)
         try:
-            return draw_episodes(
-                self.targets,
-                EpisodeConfig(config.ways, config.shots, config.queries, episodes, seed),
-            )
+            return draw_episodes(self.targets, config)
         except ValueError as error:
             raise ValueError(f"tasks of the base classes: {error}") from error
+
+
+def task_loader(config: FewShotConfig, model: nn.Module, splits: Splits, device: torch.device):
+    """Makes a loader of tasks, whose images are augmented as the classifier's are."""
+    if config.data.on_device:
+        raise ValueError("on_device=True is for learner=classifier: tasks load their own images")
+    normalisation = resolve_data_config({}, model=model)
+    loader = make_loader(config.data, splits.train, normalisation, device, splits.hflip)
+    return in_batches(loader, TaskBatches(targets_of(splits.train), config.tasks))
+
+
+def split_tasks(images: Tensor, tasks: TaskConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Splits a batch of :func:`task_loader` into each task's support and query images."""
+    support = tasks.ways * tasks.shots
+    for task in images.split(support + tasks.ways * tasks.queries):
+        yield task[:support], task[support:]
 
 
 def in_order(episodes: Episodes) -> Tensor:
@@ -59,17 +72,12 @@ def in_order(episodes: Episodes) -> Tensor:
 
 
 def way_labels(ways: int, images: int, device: torch.device) -> Tensor:
-    """The ways ``[W * N]`` of N images each in that order."""
+    """Gives the ways ``[W * N]`` of N images each in that order."""
     return torch.arange(ways, device=device).repeat_interleave(images)
 
 
 def in_batches(loader: Any, batches: Iterable[list[int]]) -> Any:
-    """Makes a loader that gives the images of another one, prepared as there, in other batches.
-
-    Args:
-        loader: One of timm's, as of :func:`harness.data.make_loader`.
-        batches: The images' indices of each batch.
-    """
+    """Makes a copy of timm's loader that gives other batches, of these images' indices."""
     other = copy.copy(loader)
     images = loader.loader
     other.loader = DataLoader(

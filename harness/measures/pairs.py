@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.config import MethodConfig, RunConfig
 from harness.data import load_splits
-from harness.fixed_images import draw_indices, load_images
+from harness.loader import draw_indices, load_images
 from harness.methods.sage import mixing_alone
 from sage_timm.sage import Mix, Sage
 

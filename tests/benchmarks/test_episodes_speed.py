@@ -6,9 +6,9 @@ Run with ``tox -e benchmark``; skipped in the tests. OMP_NUM_THREADS sets the th
 import pytest
 import torch
 
-from fewshot.classifiers import CLASSIFIERS
+from fewshot.classifiers import CLASSIFIERS, correct_queries
 from fewshot.episodes import EpisodeConfig, draw_episodes
-from fewshot.evaluate import NORMALIZATIONS, correct_queries, normalized
+from fewshot.measure import NORMALIZATIONS, normalized
 
 _TARGETS = torch.arange(20).repeat(150)
 

@@ -8,7 +8,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from torch import nn
 
-from fewshot.commands.train import FewShot
+from fewshot.commands import FewShot
 from fewshot.config import PREFIX, FewShotConfig
 from fewshot.episodes import EpisodeConfig
 from fewshot.learners import LEARNERS

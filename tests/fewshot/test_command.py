@@ -8,8 +8,7 @@ import pytest
 import tyro
 
 from fewshot.__main__ import main
-from fewshot.commands.evaluate import Evaluate
-from fewshot.commands.train import FewShot
+from fewshot.commands import Evaluate, FewShot
 from fewshot.measure import EvaluationConfig
 from harness.config import ScheduleConfig
 from harness.methods.base import METHODS, register

@@ -3,9 +3,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import fewshot.files
+import fewshot.downloads
 from fewshot.data import open_split
-from fewshot.files import data_files
+from fewshot.downloads import SPLITS
 from tests.fewshot_inputs import CLASSES, EACH, zenodo_files
 
 DOWNLOADED = ("mini-imagenet", "tiered-imagenet", "fc100", "cifarfs")
@@ -38,7 +38,7 @@ def server(monkeypatch):
         server.files, server.cut, server.silent, server.asked = {}, {}, set(), []
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(
-            fewshot.files, "ZENODO", f"http://127.0.0.1:{server.server_port}/record/files"
+            fewshot.downloads, "ZENODO", f"http://127.0.0.1:{server.server_port}/record/files"
         )
         yield server
         server.shutdown()
@@ -52,6 +52,10 @@ def dataset(request, server, tmp_path):
 
 def fetch(dataset, root):
     return open_split(dataset, root, "test", download=True, image_size=32)
+
+
+def data_files(dataset):
+    return [file for split in SPLITS for file in fewshot.downloads.data_files(dataset, split)]
 
 
 def files(root):
@@ -107,7 +111,7 @@ def test_an_address_without_a_file_is_told(dataset, server, tmp_path):
 
 
 def test_no_server_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(fewshot.files, "ZENODO", "http://127.0.0.1:9/record/files")
+    monkeypatch.setattr(fewshot.downloads, "ZENODO", "http://127.0.0.1:9/record/files")
     with pytest.raises(ValueError, match=r"cannot download http://127.0.0.1:9/.*[Rr]efused"):
         fetch("fc100", tmp_path)
     assert files(tmp_path) == []
@@ -119,7 +123,8 @@ def test_a_damaged_archive_is_not_kept(server, tmp_path):
     place = content.index(b"IDAT")  # the pictures are stored as they are
     content[place + 8] ^= 255
     server.files["cifar100.zip"] = bytes(content)
-    with pytest.raises(ValueError, match=r"archive.zip has a broken cifar100/.*png"):
+    told = r"archive.zip is no whole archive: Bad CRC-32 for file 'cifar100/.*png'"
+    with pytest.raises(ValueError, match=told):
         fetch("cifarfs", tmp_path / "root")
     assert files(tmp_path / "root") == []
 

@@ -8,15 +8,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import binom
 
-import fewshot.evaluate
-from fewshot.classifiers import CLASSIFIERS
+import fewshot.classifiers
+from fewshot.classifiers import CLASSIFIERS, correct_queries
 from fewshot.episodes import EpisodeConfig, draw_episodes
-from fewshot.evaluate import (
-    NORMALIZATIONS,
-    accuracy,
-    correct_queries,
-    normalized,
-)
+from fewshot.measure import NORMALIZATIONS, accuracy, normalized
 
 ALL = pytest.mark.parametrize("name", list(CLASSIFIERS))
 
@@ -80,7 +75,7 @@ def test_episodes_do_not_touch_each_other(name, monkeypatch):
     )
     episodes = draw_episodes(targets, EpisodeConfig(shots=2, episodes=40))
     together = correct_queries(embeddings, episodes, name)
-    monkeypatch.setattr(fewshot.evaluate, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(fewshot.classifiers, "_CHUNK_BYTES", 1)
     assert torch.equal(together, correct_queries(embeddings, episodes, name))
 
 

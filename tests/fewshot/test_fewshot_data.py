@@ -4,18 +4,17 @@ import pickle
 import shutil
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from learn2learn.vision.datasets import MiniImagenet
+from learn2learn.vision.datasets import CIFARFS, FC100, MiniImagenet, TieredImagenet
 from torch.utils.data import DataLoader
 
-import fewshot.glyphs
-import fewshot.registered
+import fewshot.data
 from fewshot.config import PREFIX, EpisodeConfig, EvaluationConfig, FewShotConfig
-from fewshot.data import NAMES, open_split
-from fewshot.glyphs import write_glyphs
+from fewshot.data import NAMES, open_split, write_glyphs
 from fewshot.measure import check_episodes
 from harness.config import DataConfig
 from harness.data import load_splits
@@ -36,9 +35,7 @@ SCRIPTS = (
 
 @pytest.fixture
 def few_glyphs(monkeypatch):
-    monkeypatch.setattr(
-        fewshot.glyphs, "IMAGES_PER_CLASS", {"train": 2, "validation": 3, "test": 3}
-    )
+    monkeypatch.setattr(fewshot.data, "IMAGES_PER_CLASS", {"train": 2, "validation": 3, "test": 3})
 
 
 def read(name, root, split="test", image_size=8):
@@ -46,7 +43,7 @@ def read(name, root, split="test", image_size=8):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_reads_each_data_set_through_learn2learn(name, tmp_path):
+def test_reads_each_data_set(name, tmp_path):
     MAKERS[name](tmp_path)
     for split in SPLITS:
         opened = read(name, tmp_path, split)
@@ -61,6 +58,19 @@ def test_reads_each_data_set_through_learn2learn(name, tmp_path):
         assert opened.targets == [target for _, target in opened]
         assert set(opened.targets) == set(range(len(CLASSES[split])))
         assert all(image.mode == "RGB" for image, _ in opened)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("tiered-imagenet", TieredImagenet), ("fc100", FC100), ("cifarfs", CIFARFS)],
+)
+def test_the_images_are_learn2learns_in_its_order(name, theirs, tmp_path):
+    MAKERS[name](tmp_path)
+    images, labels = zip(*theirs(str(tmp_path), "validation"), strict=True)
+    opened = read(name, tmp_path, "validation")
+    for (image, _), pixels in zip(opened, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(pixels))
+    assert opened.targets == np.unique(labels, return_inverse=True)[1].tolist()
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -123,13 +133,13 @@ def kill_self(*_args, **_kwargs):
 
 
 def test_glyphs_whose_writing_was_killed_are_made_whole(tmp_path, few_glyphs):
-    def write_half(content, file):
-        file.write(pickle.dumps(content)[:5000])
-        file.flush()
+    def write_half(path, content):
+        with path.open("wb") as file:
+            file.write(content[:5000])
         kill_self()
 
     def patch():
-        pickle.dump = write_half
+        Path.write_bytes = write_half
 
     killed_while(patch, lambda: write_glyphs(tmp_path / "killed", 8))
     left = [path.name for path in (tmp_path / "killed" / "glyphs-8").iterdir()]
@@ -146,37 +156,6 @@ def test_broken_glyphs_are_told(tmp_path, few_glyphs):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=rf"{path} is no whole pickle.* Delete it and start again"):
         read("glyphs", tmp_path)
-
-
-def test_cifarfs_whose_copying_was_killed_is_made_whole(tmp_path):
-    fewshot_inputs.cifarfs(tmp_path)
-    copytree = shutil.copytree
-    copied = []
-
-    def copy_some(source, target):
-        if len(copied) == 2:
-            kill_self()
-        copied.append(copytree(source, target))
-
-    def patch():
-        shutil.copytree = copy_some
-
-    killed_while(patch, lambda: read("cifarfs", tmp_path))
-    assert not (tmp_path / "cifarfs" / "processed").exists()
-    assert len(read("cifarfs", tmp_path)) == len(fewshot_inputs.pixels("test")[1])
-
-
-@pytest.mark.parametrize("missing", ["val/n05", "val/n05/000.png"])
-def test_a_half_copied_cifarfs_is_refused(tmp_path, missing):
-    fewshot_inputs.cifarfs(tmp_path)
-    read("cifarfs", tmp_path, "train")
-    place = tmp_path / "cifarfs" / "processed" / missing
-    if place.is_dir():
-        shutil.rmtree(place)
-    else:
-        next(place.parent.iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"val/n05 does not hold what .*Delete .*processed"):
-        read("cifarfs", tmp_path, "validation")
 
 
 @pytest.mark.parametrize("name", ["folder", "mini-imagenet", "tiered-imagenet"])

@@ -14,6 +14,19 @@ def test_tasks_name_a_run_only_where_its_learner_reads_them(tiny):
     assert replace(protonet, tasks=TaskConfig(shots=3)).name() != protonet.name()
 
 
+def test_every_option_of_the_data_reaches_the_run(tiny):
+    options = {
+        "crop_mode": "center",
+        "crop_pct": 0.5,
+        "batch_size": 8,
+        "workers": 1,
+        "train_size": 64,
+    }
+    data = tiny(**options, download=True).run("none", 0).data
+    assert {name: getattr(data, name) for name in options} == options
+    assert data.dataset_download
+
+
 @pytest.mark.parametrize("learner", ["classifier", "protonet"])
 def test_a_run_is_made_again_from_its_line(tiny, learner):
     run = replace(tiny(learner=learner).run("sage", 3), tasks=TaskConfig(queries=8))

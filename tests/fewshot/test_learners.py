@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch.func import functional_call
 
+from fewshot.adaptation import adapt
 from fewshot.backbones import cnn4_32, resnet12
-from fewshot.learners.adaptation import ADAPT
 from fewshot.tasks import TaskConfig
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
@@ -207,7 +207,7 @@ def test_a_cloned_backbone_counts_and_normalises_in_the_network_s_own_buffers():
     network.reset_classifier(2)
     tasks = TaskConfig(ways=2, shots=1, adaptation_steps=1)
     images = torch.randn(2, 3, 84, 84)
-    adapted = ADAPT["maml"](network, images, torch.arange(2), tasks)
+    adapted = adapt("maml", network, images, torch.arange(2), tasks)
     adapted(images).sum().backward()
     counts = [b for name, b in network.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) > 12

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fewshot.data import open_split
 from fewshot.episodes import EpisodeConfig, draw_episodes
-from fewshot.measure import EvaluationConfig, ValidationEpisodes, evaluate
+from fewshot.measure import EvaluationConfig, epoch_measure, evaluate
 from harness.config import ScheduleConfig
 from harness.data import load_splits
 from harness.store import load_checkpoint, read_results
@@ -51,7 +51,7 @@ def embeddings_by_hand(weights, dataset, config):
 def trained(command):
     run = command.run("none", 0)
     splits = load_splits(run.data, run.seed)
-    validation = Validation(ValidationEpisodes(splits.validation.targets, run.validation), True)
+    validation = Validation(epoch_measure(run, splits.validation.targets), True)
     return run, train(run, command.out, CPU, validation=validation), splits
 
 
@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_best_network(tiny):
     whole = tiny(schedule=ScheduleConfig(epochs=4))
     run, result, splits = trained(whole)
     cut = replace(whole, out=whole.out / "cut")
-    episodes = ValidationEpisodes(splits.validation.targets, run.validation)
+    episodes = epoch_measure(run, splits.validation.targets)
     calls = []
 
     def stop_at_third(model, loader):

@@ -13,7 +13,7 @@ import torch
 
 import fewshot.__main__
 import harness.__main__
-from fewshot.commands.train import data_folder
+from fewshot.commands import data_folder
 from harness.methods import METHODS
 from harness.store import read_results
 

@@ -1,38 +1,33 @@
-"""``python -m fewshot``."""
+"""The commands: training with every method, and measuring what was trained.
 
-from dataclasses import dataclass, field
+Nothing here imports torch at the top, for which --help would have to wait.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 from fewshot.config import (
     PREFIX,
+    DatasetName,
     EpisodeConfig,
     EvaluationConfig,
     FewShotConfig,
     LearnerName,
     TaskConfig,
 )
-from fewshot.table import table
-from harness.config import (
-    Amp,
-    DataConfig,
-    MethodConfig,
-    RunConfig,
-    ScheduleConfig,
-    expanded,
-)
+from harness.config import Amp, DataConfig, MethodConfig, ScheduleConfig, check_directory, expanded
 from harness.settings import each_run
-
-Dataset = Literal["glyphs", "folder", "mini-imagenet", "tiered-imagenet", "cifarfs", "fc100"]
 
 _SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84, as is usual
 
 
 def data_folder(dataset: str, root: Path | None, out: Path) -> str:
-    """Where a data set is: the embedded one beside the results, others as for learn2learn."""
+    """Gives a data set's folder: beside the results for glyphs, else as for learn2learn."""
     return str(expanded(root or (out / "data" if dataset == "glyphs" else Path("~/data"))))
 
 
@@ -62,7 +57,7 @@ class FewShot:
         --adaptation-episodes 600
     """
 
-    dataset: Dataset = "glyphs"
+    dataset: DatasetName = "glyphs"
     """glyphs is embedded; folder is train|validation|test/CLASS/*.jpg in ROOT, no class in two of
     them; the others are learn2learn's."""
     root: Path | None = None
@@ -113,7 +108,6 @@ class FewShot:
     """Folder for results.jsonl, episodes.jsonl and checkpoints."""
 
     def __post_init__(self) -> None:
-        """Expands ``~``."""
         object.__setattr__(self, "out", expanded(self.out))
 
     def __call__(self) -> None:
@@ -121,64 +115,107 @@ class FewShot:
         from fewshot.measure import check_episodes, epoch_measure, evaluate
         from harness.data import load_splits
         from harness.device import open_device
-        from harness.runs import check_runs, note_runs, run_all
-        from harness.train import Progress, Validation, train
+        from harness.runs import check_runs, note_runs
+        from harness.train import Validation, train
 
         runs = each_run(self.run, self.methods, self.seeds)
         device = open_device(self.device)
         check_episodes(runs[0], self.evaluation)
         check_runs(runs, self.out)
         note_runs(runs, self.out)
-        lines = []
 
-        def call(run: RunConfig, progress: Progress) -> None:
-            assert isinstance(run, FewShotConfig)
+        def measured(run: FewShotConfig, progress: Any) -> Iterator[dict[str, Any]]:
             targets = load_splits(run.data, run.seed).validation.targets
             validation = Validation(epoch_measure(run, targets), best=True)
+            learner = LEARNERS[run.learner]
             result = train(
-                run,
-                self.out,
-                device,
-                learner=LEARNERS[run.learner],
-                validation=validation,
-                progress=progress,
+                run, self.out, device, learner=learner, validation=validation, progress=progress
             )
             tqdm.write(
                 f"{run.method:>8}  seed {run.seed}  best epoch {result['best_epoch']}  "
                 f"validation {result['top1']:5.2f} %  step {result['step_ms']:.1f} ms"
             )
-            lines.extend(evaluate(run, self.evaluation, self.out, device))
+            yield from evaluate(run, self.evaluation, self.out, device)
 
-        try:
-            run_all(runs, call, self.out)
-        finally:
-            if lines:
-                tqdm.write(table(lines))
-            tqdm.write(f"results: {self.out / 'results.jsonl'} and {self.out / 'episodes.jsonl'}")
+        files = f"results: {self.out / 'results.jsonl'} and {self.out / 'episodes.jsonl'}"
+        _measure_all(runs, measured, self.out, files)
 
     def run(self, method: str, seed: int) -> FewShotConfig:
         """Makes the settings of one run."""
-        return FewShotConfig(
-            method=method,
-            seed=seed,
-            model=self.backbone,
-            data=DataConfig(
-                dataset=PREFIX + self.dataset,
-                data_dir=data_folder(self.dataset, self.root, self.out),
-                dataset_download=self.download,
-                train_size=self.train_size,
-                image_size=_SIZES.get(self.dataset, 84)
-                if self.image_size is None
-                else self.image_size,
-                batch_size=self.batch_size,
-                workers=self.workers,
-            ),
-            schedule=self.schedule,
-            mixing=self.mixing,
-            channels_last=self.channels_last,
-            amp=self.amp,
-            compile=self.compile,
-            learner=self.learner,
-            tasks=self.tasks,
-            validation=self.validation,
-        )
+        size = _SIZES.get(self.dataset, 84) if self.image_size is None else self.image_size
+        data = self._shared(DataConfig) | {
+            "dataset": PREFIX + self.dataset,
+            "data_dir": data_folder(self.dataset, self.root, self.out),
+            "dataset_download": self.download,
+            "image_size": size,
+        }
+        shared = self._shared(FewShotConfig)
+        return FewShotConfig(method, seed, self.backbone, DataConfig(**data), **shared)
+
+    def _shared(self, kind: type) -> dict[str, Any]:
+        """Gives the options that are also settings of this kind."""
+        names = (setting.name for setting in fields(kind))
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the backbones in DIR/checkpoints on episodes of new classes, without training.
+
+    Usage examples:
+
+      python -m fewshot evaluate runs/fewshot --shots 1 5 10 --normalizations un l2n cl2n
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds results.jsonl and checkpoints/."""
+    root: Path | None = None
+    """Where the data set is: ~/data if None, for glyphs DIR/data."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluationConfig
+    )
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", expanded(self.directory))
+
+    def __call__(self) -> None:
+        from fewshot.measure import evaluate
+        from harness.device import open_device
+        from harness.store import RUN, read_results
+
+        check_directory(self.directory)
+        self.evaluation.check()
+        device = open_device(self.device)
+        path = self.directory / "results.jsonl"
+        runs = []
+        for result in read_results(path, {**RUN, "dataset": str}):
+            dataset = result["dataset"].removeprefix(PREFIX)
+            if dataset != result["dataset"]:
+                root = data_folder(dataset, self.root, self.directory)
+                runs.append(FewShotConfig.from_identity(result["config"], root))
+        if not runs:
+            raise ValueError(f"no few-shot results in {path}")
+
+        def measured(run: FewShotConfig, _progress: Any) -> Iterator[dict[str, Any]]:
+            return evaluate(run, self.evaluation, self.directory, device)
+
+        files = f"figures: {self.directory / 'episodes.jsonl'}"
+        _measure_all(runs, measured, self.directory, files)
+
+
+def _measure_all(
+    runs: list[FewShotConfig], measured: Callable[..., Iterator[Any]], out: Path, files: str
+) -> None:
+    """Measures each run, and ends with a table of all figures and the files' names."""
+    from fewshot.measure import table
+    from harness.runs import run_all
+
+    lines: list[dict[str, Any]] = []
+    try:
+        run_all(runs, lambda run, progress: lines.extend(measured(run, progress)), out)
+    finally:
+        if lines:
+            tqdm.write(table(lines))
+        tqdm.write(files)
