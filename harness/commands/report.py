@@ -60,7 +60,7 @@ def folders(named: Path) -> list[Path]:
     Raises:
         ValueError: If there is no such folder.
     """
-    from harness.report.read import NAMES, holds_any
+    from harness.report import holds_any, names
 
     if named.is_dir():
         return [named]
@@ -69,5 +69,5 @@ def folders(named: Path) -> list[Path]:
     matched = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
     found = [folder for folder in matched if folder.is_dir() and holds_any(folder)]
     if not found:
-        raise ValueError(f"no folder that {str(named)!r} matches holds any of {', '.join(NAMES)}")
+        raise ValueError(f"no folder that {str(named)!r} matches holds any of {', '.join(names())}")
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import harness.measures.overhead
-from harness.measures.overhead import OverheadConfig, measure_overhead, table
+from harness.measures.overhead import MEASUREMENT, OverheadConfig, benchmarks, measure_overhead
 from harness.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -96,14 +96,24 @@ class TestCommand:
             assert f"'{group}, preactresnet8_cifar, 4x3x16x16'" in result.stdout
         assert "test_step[sage-preactresnet8_cifar-4x9]" in result.stdout
 
-    def test_a_table_with_the_ratios_is_printed(self, measured):
+    def test_a_table_of_each_setting_is_printed(self, measured):
         out, result = measured
-        assert table(out / "overhead.json") in result.stdout
-        rows = [row.split(" | ") for row in table(out / "overhead.json").splitlines()[2:]]
-        assert len(rows) == len(read(out))
-        for row, benchmark in zip(rows, read(out), strict=True):
-            ratio = benchmark["extra_info"]["ratio"]
-            assert row[5] == ("-" if ratio is None else f"{ratio:.2f}")
+        tables = MEASUREMENT.tables(benchmarks(out / "overhead.json"))
+        assert len(tables) == 2  # of two sizes
+        assert all(table.text() in result.stdout for table in tables)
+        facts = [benchmark["extra_info"] for benchmark in read(out)]
+        ratios = {
+            (x["image_size"], x["method"]): f"{x['ratio']:.2f}"
+            for x in facts
+            if x["part"] == "step"
+        }
+        found = {
+            (size, row[0]): row[1]
+            for table, size in zip(tables, (9, 16), strict=True)
+            for row in table.rows
+        }
+        assert found == ratios
+        assert "batch of 4, 16 × 16 pixels" in tables[1].title
 
     def test_no_unfinished_file_is_left(self, measured):
         assert [path.name for path in measured[0].iterdir()] == ["overhead.json"]
