@@ -7,7 +7,7 @@ import pandas as pd
 
 from harness.figures import Column, Table, spread, table_of_means
 from harness.report.groups import Setting
-from harness.report.plots import Part, Styles, dots_picture
+from harness.report.plots import Part, Styles, novel_picture
 from harness.report.tables import REFERENCES, Difference, comparison_tables
 from harness.store import RUN
 
@@ -90,18 +90,17 @@ def draws(setting: Setting) -> list[Draw]:
 def parts(setting: Setting, looks: Styles) -> Iterator[Part]:
     """Makes the tables of novel classes with their picture, and the comparisons."""
     for draw in draws(setting):
+        first, *others = _tables(setting, draw)
         used, chosen, alone = draw.compared()
+        unit = f"in points, with the classifier {used.replace(', ', ' after ')}"
+        title = f"Novel classes, {draw.name},"
+        others += comparison_tables(setting, title, chosen, unit, _REFERENCES)
         order = [label for label in setting.methods if label in chosen.index]
         panels = {shots: spread(chosen[shots], alone[shots]).reindex(order) for shots in chosen}
         panels = {shots: rows.dropna(subset="mean") for shots, rows in panels.items()}
         title = f"Novel classes, {draw.name} ({used}); bars: ± of the table"
-        pictures = [dots_picture("novel-classes", title, panels, looks, "accuracy, %")]
-        for table in _tables(setting, draw):
-            yield Part(table, pictures)
-            pictures = []
-        unit = f"in points, with the classifier {used.replace(', ', ' after ')}"
-        title = f"Novel classes, {draw.name},"
-        yield from map(Part, comparison_tables(setting, title, chosen, unit, _REFERENCES))
+        yield Part(first, [novel_picture(title, panels, looks)])
+        yield from map(Part, others)
 
 
 def comparisons(setting: Setting) -> Iterator[tuple[str, str, Difference, str]]:

@@ -17,6 +17,7 @@ from harness.store import Line, all_finite
 _SHARED = ("alpha", "label_smoothing")
 _OWN = ("alpha", *(f.name for f in fields(MethodConfig) if f.name not in _SHARED))
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
+_ALWAYS = ("top1", "train_loss", "train_seconds", "history", "notes", "broken_images")
 _FIGURES = {"train_loss": "training loss", "top1": "top-1", "nll": "NLL", "ece": "ECE"}
 
 
@@ -60,8 +61,9 @@ class Setting:
         order = [*self.methods]
         lines = {(line["label"], line["seed"]): line for line in self.lines.get("results", [])}
         index = sorted(lines, key=lambda run: (order.index(run[0]), run[1]))
-        found = pd.MultiIndex.from_tuples(index, names=["label", "seed"])
-        return pd.DataFrame([lines[run] for run in index], found)
+        rows = pd.MultiIndex.from_tuples(index, names=["label", "seed"])
+        found = pd.DataFrame([lines[run] for run in index], rows)
+        return found.reindex(columns=[*dict.fromkeys([*found, *_ALWAYS])])
 
     def runs(self, others: Collection[str] = ()) -> Runs:
         """Lists what became of the runs of the methods that were to be trained, and of others."""

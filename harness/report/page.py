@@ -124,12 +124,9 @@ def _parts(setting: Setting, looks: Styles) -> Iterator[Part]:
     """Makes a setting's tables and pictures in the report's order."""
     yield from episodes.parts(setting, looks)
     if setting.trained:
-        yield Part(tables.accuracy_table(setting), plots.accuracy_pictures(setting, looks))
-        yield from map(Part, filter(None, [tables.class_table(setting)]))
-        if setting.learner is None:
-            values = tables.measured(setting)
-            unit = "in the columns' units"
-            yield from map(Part, tables.comparison_tables(setting, "Accuracy", values, unit))
+        accuracy, *others = tables.accuracy_tables(setting)
+        yield Part(accuracy, plots.accuracy_pictures(setting, looks))
+        yield from map(Part, others)
     for name, measurement in measurements().items():
         lines = setting.lines.get(name, [])
         for group in measurement.groups(lines):
@@ -157,18 +154,14 @@ def _findings(setting: Setting, costs: Costs) -> list[str]:
     accuracies are those of novel classes, with one classifier. The costs of a step are those of the
     benchmarks; where there is none of both methods with this network, there is no word of it.
     """
-    if setting.learner is None:
-        found = [*_top1_comparisons(setting)]
-    else:
-        found = [_Comparison(*compared) for compared in episodes.comparisons(setting)]
+    found = [*_comparisons(setting)]
     ranked = [comparison.difference for comparison in found if comparison.difference.ranks]
     corrected = iter(tables.holm([difference.p_value for difference in ranked]))
     sentences, told = [], set()
     for comparison in found:
         p_value = next(corrected) if comparison.difference.ranks else None
-        pair = (comparison.one, comparison.other)
-        cost = "" if pair in told else _cost(setting, comparison, costs)
-        told.add(pair)
+        cost = "" if comparison[:2] in told else _cost(setting, comparison, costs)
+        told.add(comparison[:2])
         sentences.append(f"{comparison.where}{_verdict(comparison, p_value, len(ranked))}{cost}.")
     if len(ranked) > 1:
         sentences.append(
@@ -178,15 +171,18 @@ def _findings(setting: Setting, costs: Costs) -> list[str]:
     return sentences
 
 
-def _top1_comparisons(setting: Setting) -> Iterator[_Comparison]:
+def _comparisons(setting: Setting) -> Iterator[_Comparison]:
+    """Compares SAGE with its peers and its variants with it; few-shot runs on novel classes."""
+    if setting.learner is not None:
+        yield from (_Comparison(*compared) for compared in episodes.comparisons(setting))
+        return
     results = setting.results()
     known = {x: results.loc[x]["top1"] for x in setting.methods if x in results.index}
     sage = setting.find("sage", known)
-    if sage not in known:
-        return
     variants = [x for x in known if x != sage and is_sage(setting.methods[x].name)]
     pairs = [(sage, other) for other in known if other != sage and other not in variants]
-    for one, other in (*pairs, *((variant, sage) for variant in variants)):
+    pairs += [(variant, sage) for variant in variants]
+    for one, other in pairs if sage in known else ():
         difference = tables.Difference.of(known[one], known[other])
         if difference:
             yield _Comparison(one, other, difference, unit="points of top-1")
@@ -247,13 +243,12 @@ def _made_with(setting: Setting) -> str:
 
 def _with_names_of_their_own(made: list[Section]) -> list[Section]:
     """Numbers the pictures whose name occurs more than once."""
-    pictures = [p for section in made for part in section.parts for p in part.pictures]
-    counts = Counter(picture.name for picture in pictures)
+    pictures = [part.pictures for section in made for part in section.parts]
+    counts = Counter(picture.name for of_part in pictures for picture in of_part)
     numbers = {name: count(1) for name in counts}
-    for section in made:
-        for part in section.parts:
-            part.pictures[:] = [
-                replace(p, name=f"{p.name}-{next(numbers[p.name])}") if counts[p.name] > 1 else p
-                for p in part.pictures
-            ]
+    for of_part in pictures:
+        of_part[:] = [
+            replace(p, name=f"{p.name}-{next(numbers[p.name])}") if counts[p.name] > 1 else p
+            for p in of_part
+        ]
     return made

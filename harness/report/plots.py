@@ -89,18 +89,13 @@ def styles(labels: Collection[str]) -> Styles:
     of_sage = sorted(x for x in labels if x == "sage" or x.startswith("sage,"))
     others = [name for name in METHODS if name != "sage"]
     others += sorted(x for x in labels if x not in METHODS and x not in of_sage)
-    looks = [
-        (OTHERS[i % len(OTHERS)], _LINES[i // len(OTHERS) % 4], _MARKERS[i % len(_MARKERS)], 1.3)
-        for i in range(len(others))
-    ]
-    looks += [
-        (SAGE, _LINES[i % 4], _MARKERS[-1 - i % len(_MARKERS)], 2.0) for i in range(len(of_sage))
-    ]
-    names = ("color", "linestyle", "marker", "linewidth")
-    found = {
-        label: dict(zip(names, look, strict=True)) | {"markersize": 8 if look[2] == "*" else 5}
-        for label, look in zip([*others, *of_sage], looks, strict=True)
-    }
+    found, colours, marks = {}, len(OTHERS), len(_MARKERS)
+    for i, label in enumerate(others):
+        look = {"color": OTHERS[i % colours], "linestyle": _LINES[i // colours % 4]}
+        found[label] = look | {"marker": _MARKERS[i % marks], "linewidth": 1.3, "markersize": 5}
+    for i, label in enumerate(of_sage):
+        look = {"color": SAGE, "linestyle": _LINES[i % 4], "marker": _MARKERS[-1 - i % marks]}
+        found[label] = look | {"linewidth": 2.0, "markersize": 5 if i % marks else 8}
     return found
 
 
@@ -121,7 +116,7 @@ def accuracy_pictures(setting: Setting, looks: Styles) -> list[Picture]:
         pictures.append(Picture("accuracy-time", "Accuracy against training time", alt, draw))
     epochs = {
         (*run, epoch): values
-        for run, history in results.get("history", pd.Series(dtype=object)).dropna().items()
+        for run, history in results["history"].dropna().items()
         for epoch, values in enumerate(history, start=1)
     }
     index = pd.MultiIndex.from_tuples(epochs, names=["label", "seed", "epoch"])
@@ -131,8 +126,7 @@ def accuracy_pictures(setting: Setting, looks: Styles) -> list[Picture]:
         ("top1", "top1-epochs", "Accuracy in the epochs that were measured", top1_axis),
     ):
         if measure in histories:
-            values = histories[measure]
-            pictures.append(_curves(name, title, values, looks, ("epoch", axis)))
+            pictures.append(_curves(name, title, histories[measure], looks, ("epoch", axis)))
     return pictures
 
 
@@ -148,15 +142,13 @@ def robustness_pictures(lines: Sequence[Line], looks: Styles) -> list[Picture]:
     return pictures
 
 
-def dots_picture(
-    name: str, title: str, panels: Mapping[str, pd.DataFrame], looks: Styles, axis: str
-) -> Picture:
-    """Draws accuracies in percent by method, a panel beside the other."""
+def novel_picture(title: str, panels: Mapping[str, pd.DataFrame], looks: Styles) -> Picture:
+    """Draws accuracies on novel classes by method, a panel for each number of shots."""
     alt = ". ".join(
         f"{panel}: " + _words((label, f"{plus_minus(*row, 1)} %") for label, row in rows.iterrows())
         for panel, rows in panels.items()
     )
-    return Picture(name, title, alt, partial(draw_dots, panels, looks, axis))
+    return Picture("novel-classes", title, alt, partial(draw_dots, panels, looks, "accuracy, %"))
 
 
 def overhead_picture(lines: Sequence[Line], looks: Styles) -> Picture | None:
@@ -274,8 +266,7 @@ def _curves(
     name: str, title: str, values: pd.Series, looks: Styles, axes: tuple[str, str]
 ) -> Picture:
     """Draws means over the seeds of values by label, seed and place."""
-    series = spread(values)
-    series = series.reset_index(names=["label", "place"])
+    series = spread(values).reset_index(names=["label", "place"])
     ends = series.groupby("label", sort=False)["mean"].last()
     words = _words((label, figure(end, 2)) for label, end in ends.items())
     alt = f"{axes[1]} against {axes[0]}; at the end, {words}"

@@ -43,14 +43,14 @@ def read(directories: Sequence[Path]) -> Lines:
         ValueError: If a folder holds none of the files, or there is nothing in any of them, or a
             file is not what it should be.
     """
-    found = Lines({name: [] for name in (*_RUNS, *measurements())})
+    found = Lines({})
     for directory in directories:
         if not holds_any(directory):
             raise ValueError(f"{directory} holds none of {', '.join(names())}")
         parts = {n: read_lines(directory / f"{n}.jsonl", holds) for n, holds in _RUNS.items()}
         parts |= {name: kind.read(directory) for name, kind in measurements().items()}
         for name, (lines, skipped) in parts.items():
-            found.files[name] += lines
+            found.files.setdefault(name, []).extend(lines)
             found.skipped.extend(filter(None, [skipped]))
         if (directory / _GALLERY).exists():
             found.galleries.append((directory / _GALLERY).read_bytes())

@@ -80,25 +80,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def measured(setting: Setting) -> pd.DataFrame:
+def measured(results: pd.DataFrame, top1_name: str) -> pd.DataFrame:
     """Takes accuracy, likelihood and calibration of the results, under the columns' titles."""
-    results = setting.results()
     found = results[[name for name in _MEASURES if name in results]].dropna(axis=1, how="all")
     if "balanced" in found and not ((found["balanced"] - found["top1"]).abs() > _UNEQUAL).any():
         del found["balanced"]  # with classes of one size it is top-1
-    return found.rename(columns=lambda name: _MEASURES[name][0].format(setting.top1_name))
+    return found.rename(columns=lambda name: _MEASURES[name][0].format(top1_name))
 
 
-def accuracy_table(setting: Setting) -> Table:
-    """Makes the table of accuracy, likelihood, calibration and time."""
-    results, values = setting.results(), measured(setting)
+def accuracy_tables(setting: Setting) -> list[Table]:
+    """Makes the tables of accuracy and time, of each class, and of the paired differences."""
+    results, top1_name = setting.results(), setting.top1_name
+    values = measured(results, top1_name)
+    tables = [_accuracy_table(setting, results, values), *_class_tables(results)]
+    if setting.learner is None:
+        tables += comparison_tables(setting, "Accuracy", values, "in the columns' units")
+    return tables
+
+
+def _accuracy_table(setting: Setting, results: pd.DataFrame, values: pd.DataFrame) -> Table:
+    values = values.copy()
     columns = {title.format(setting.top1_name): column for title, column in _MEASURES.values()}
     columns = {title: columns[title] for title in values}
     if setting.learner is not None:
         columns["best epoch"] = Column(digits=0)
         values["best epoch"] = results.get("best_epoch")
     columns["training loss"] = Column()
-    values["training loss"] = results.get("train_loss")
+    values["training loss"] = results["train_loss"]
     seconds, unit, second_count = times(results)
     columns[f"training, {unit}"] = Column(digits=1)
     values[f"training, {unit}"] = seconds / second_count
@@ -122,22 +130,19 @@ def accuracy_table(setting: Setting) -> Table:
 
 def times(results: pd.DataFrame) -> tuple[pd.Series, str, int]:
     """Returns the runs' seconds, and a unit for them with the seconds that it has."""
-    seconds = results.get("train_seconds", pd.Series(index=results.index)).astype(float)
-    longest = spread(seconds)["mean"].max()
-    if np.isnan(longest):
-        longest = 0
+    seconds = results["train_seconds"].astype(float)
+    longest = max(0, spread(seconds)["mean"].max())  # not a number, if there is none
     return seconds, *next((u, size) for least, size, u in _TIME_UNITS if longest >= least)
 
 
-def class_table(setting: Setting) -> Table | None:
-    """Makes the table of each class's accuracy; None if it is not known, or classes are many."""
-    results = setting.results()
+def _class_tables(results: pd.DataFrame) -> list[Table]:
+    """Makes the table of each class's accuracy; none if it is not known, or classes are many."""
     if not {"classes", "class_accuracy"} <= {*results}:
-        return None
+        return []
     results = results.dropna(subset=["classes", "class_accuracy"])
     classes = [*results["classes"].iloc[0]] if len(results) else []
     if not 0 < len(classes) <= _MOST_CLASSES:
-        return None
+        return []
     values = pd.DataFrame([*results["class_accuracy"]], results.index)
     note = (
         "Percent of each class's validation images, after the last epoch; mean ± sample standard "
@@ -151,7 +156,7 @@ def class_table(setting: Setting) -> Table | None:
     ]
     best = {(column - 2, row + 1) for row, column in by_method.best}
     header = ["class", *(row[0] for row in by_method.rows)]
-    return Table(by_method.title, header, rows, note, best=best)
+    return [Table(by_method.title, header, rows, note, best=best)]
 
 
 def comparison_tables(
@@ -163,15 +168,8 @@ def comparison_tables(
 ) -> list[Table]:
     """Makes a table of paired differences for each method that the others are compared with.
 
-    Args:
-        setting: The runs.
-        title: What the values are, in a word.
-        values: Has a row a label and seed, and a column a measure.
-        unit: What the differences are in.
-        references: The methods that the others are compared with.
-
-    Returns:
-        Tables with a row for each method that shares two seeds or more with the reference.
+    ``values`` has a row a label and seed, and a column a measure. Of the tables' rows, each shares
+    two seeds or more with the reference: one makes no difference.
     """
     note = (
         f"Difference seed by seed, {unit} (95 % interval of Student's t over the seeds, none where "
@@ -223,9 +221,9 @@ def _validation(setting: Setting) -> str:
 
 def _remarks(setting: Setting, results: pd.DataFrame) -> list[str]:
     """Lists what was odd about the runs, and which failed or diverged."""
-    notes = results["notes"].dropna() if "notes" in results else ()
+    notes = results["notes"].dropna()
     remarks = [*dict.fromkeys(f"{note}" for of_run in notes for note in of_run)]
-    broken = results["broken_images"].max() if "broken_images" in results else 0
+    broken = results["broken_images"].astype(float).max()
     if broken > 0:
         remarks.append(f"{broken:.0f} training images could not be read; others stood in for them")
     for label in setting.methods:
