@@ -18,7 +18,7 @@ from fewshot.config import PREFIX, DatasetName
 from fewshot.downloads import SPLITS, Content, ensure_files, read_split
 from harness.check import check_modes, check_readable, headers, oddities, same_images, say
 from harness.config import DataConfig
-from harness.data import DATASETS, Source
+from harness.data import register_dataset
 from harness.folders import (
     VALIDATION_NAMES,
     ImageFolder,
@@ -170,4 +170,4 @@ def _open(name: str, config: DataConfig, split: str) -> ClassSplit:
 
 for _name in NAMES:
     _hflip = 0.0 if _name == "glyphs" else 0.5  # characters are not the same in a mirror
-    DATASETS[PREFIX + _name] = Source(partial(_open, _name), _hflip)
+    register_dataset(PREFIX + _name, partial(_open, _name), _hflip)

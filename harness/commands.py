@@ -358,7 +358,7 @@ class Report(Command):
 
 def folders(named: Path) -> list[Path]:
     """Gives a folder, or in order those that a pattern matches and that hold what is read."""
-    from harness.report.read import NAMES, holds_any
+    from harness.report import holds_any, names
 
     if named.is_dir():
         return [named]
@@ -367,7 +367,7 @@ def folders(named: Path) -> list[Path]:
     matched = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
     found = [folder for folder in matched if folder.is_dir() and holds_any(folder)]
     if not found:
-        raise ValueError(f"no folder that {str(named)!r} matches holds any of {', '.join(NAMES)}")
+        raise ValueError(f"no folder that {str(named)!r} matches holds any of {', '.join(names())}")
     return found
 
 

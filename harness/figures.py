@@ -46,10 +46,9 @@ class Table:
 
 
 class Column(NamedTuple):
-    """How a column of means is written."""
+    """A column of means: its digits, and whether "max" or "min" is in bold."""
 
     best: str | None = None
-    """Which mean is in bold: "max" or "min"; none if None."""
     digits: int = 2
 
 
@@ -117,13 +116,8 @@ def table_of_means(
 ) -> Table:
     """Makes a table with a row a label: its seeds, then means and spreads over them.
 
-    Args:
-        title: The table's.
-        note: The table's.
-        values: Has an index of labels and seeds; a seed without all values is there in part.
-        columns: Names columns of ``values``, in the table's order.
-        runs: Has a row each; of its seeds, those without values are named.
-        alone: Like ``values``, what stands for the deviation of one seed.
+    ``values`` has an index of labels and seeds; a seed without all values is there in part.
+    ``columns`` are shown, ``runs`` have a row each, and ``alone`` is :func:`spread`'s.
     """
     runs = runs or {}
     labels = dict.fromkeys([*runs, *values.index.get_level_values("label")])
@@ -145,13 +139,8 @@ def _seeds(label: str, values: "pd.DataFrame", runs: Runs) -> str:
     """Lists a row's seeds by what became of them; those of other rows should be there, too."""
     whole = values.notna().all(axis=1)
     expected = {*values.index.get_level_values("seed")}.union(*runs.values())
-    found: dict[str, list[int]] = {
-        "": [],
-        "in part": [],
-        "diverged": [],
-        "failed": [],
-        "missing": [],
-    }
+    words = ("", "in part", "diverged", "failed", "missing")
+    found: dict[str, list[int]] = {word: [] for word in words}
     for seed in sorted(expected):
         if (label, seed) in whole.index:
             found["" if whole[label, seed] else "in part"].append(seed)

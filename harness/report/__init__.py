@@ -1,13 +1,10 @@
 """The report: tables, plots and one page of what the other commands measured.
 
-Data flows one way: ``read`` (lines of files), ``settings`` (runs that can be compared), ``tables``
-of ``cells``, ``overhead``, ``findings`` and ``plots`` (what is shown), ``sections`` (in which
-order), and from there ``markdown`` and ``page``, which ``write`` puts on the disk.
+``read`` gives the lines of files, ``groups`` the runs that can be compared, ``tables``, ``plots``
+and ``episodes`` what is shown of them, and ``page`` puts it in order and writes it.
 """
 
-from harness.report.as_markdown import markdown
-from harness.report.read import Lines, read
-from harness.report.sections import Section, sections
-from harness.report.write import write
+from harness.report.page import markdown, sections, write
+from harness.report.read import Lines, holds_any, names, read
 
-__all__ = ["Lines", "Section", "markdown", "read", "sections", "write"]
+__all__ = ["Lines", "holds_any", "markdown", "names", "read", "sections", "write"]

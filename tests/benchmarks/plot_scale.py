@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from harness.report.style import OTHERS, SAGE, SETTINGS
+from harness.report.plots import OTHERS, SAGE, SETTINGS
 
 _PARTS = {
     "mixing": (SAGE, "search of all and blend"),

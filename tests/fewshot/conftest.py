@@ -8,6 +8,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from torch import nn
 
+import harness.data
 from fewshot.commands import FewShot
 from fewshot.config import PREFIX, FewShotConfig
 from fewshot.episodes import EpisodeConfig
@@ -15,7 +16,7 @@ from fewshot.learners import LEARNERS
 from fewshot.measure import EvaluationConfig
 from fewshot.tasks import TaskConfig
 from harness.config import ScheduleConfig
-from harness.data import DATASETS, DataConfig, Source, load_splits
+from harness.data import DataConfig, load_splits
 from harness.methods.base import MethodConfig
 
 TASKS = {"ways": 3, "shots": 2, "queries": 4, "tasks": 2, "adaptation_steps": 3}
@@ -87,7 +88,7 @@ def hues(monkeypatch):
         return Hues(6 if split == "train" else 5, 12, first, 200)
 
     name = PREFIX + "hues"
-    monkeypatch.setitem(DATASETS, name, Source(opened, 0.0))
+    monkeypatch.setitem(harness.data._REGISTERED, name, (opened, 0.0))
     return name
 
 

@@ -230,10 +230,10 @@ def test_lines_are_appended_once_and_hold_means_over_the_mixes(tmp_path):
     assert [line["pairs"] for line in read_results(path)] == [80, 80, 80, 40]
 
     rows = table(lines).rows
-    assert rows[0][:5] == ["none", "0", "100.00 ± 0.00", "0.00 ± 0.00", "0.00 ± 0.00"]
-    half = 3.182446 * mixup["standard_error"]["label_weight"]  # Student's t, 3 degrees
-    assert rows[1][-1] == f"{mixup['label_weight']:.2f} ± {half:.2f}"
-    assert len(rows) == 3
+    assert [row[:2] for row in rows] == [[method, "0"] for method in methods]
+    assert rows[0][2:] == ["100.00 ± 0.00", "0.00 ± 0.00", "0.00 ± 0.00", "100.00 ± 0.00"]
+    half = 3.182446 * 100 * drawn.std(ddof=1) / 2  # Student's t, 3 degrees
+    assert rows[1][2] == f"{100 * drawn.mean():.2f} ± {half:.2f}"
 
 
 def test_the_same_seed_gives_the_same_figures(tmp_path):

@@ -1,6 +1,5 @@
 import itertools
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +13,10 @@ from timm.utils import random_seed
 import harness.measures.overhead
 from harness.config import OverheadConfig, ScheduleConfig
 from harness.measures.overhead import (
+    MEASUREMENT,
     SaliencyClock,
     TrainingStep,
+    benchmarks,
     measure_overhead,
     peak_memory,
 )
@@ -107,23 +108,24 @@ class TestCommand:
             assert f"'{group}, preactresnet8_cifar, 4x3x16x16'" in result.stdout
         assert "test_step[sage-preactresnet8_cifar-4x9]" in result.stdout
 
-    def test_a_table_with_the_ratios_is_printed(self, measured):
+    def test_a_table_of_each_setting_is_printed(self, measured):
         out, result = measured
-        tables = re.split("(?m)^### ", result.stdout)[1:]
-        assert len(tables) == 2  # one an image size
-        rows = [
-            [re.search(r", (\d+) ×", text).group(1), *row.split(" | ")]
-            for text in tables
-            for row in re.findall(r"(?m)^\| (.*) \|$", text)[2:]
-        ]
-        assert len(rows) == 5
-        for size, method, ratio, *_ in rows:
-            (expected,) = [
-                info["ratio"]
-                for info in (benchmark["extra_info"] for benchmark in read(out))
-                if (info["part"], info["method"], info["image_size"]) == ("step", method, int(size))
-            ]
-            assert ratio == f"{expected:.2f}"
+        tables = MEASUREMENT.tables(benchmarks(out / "overhead.json"))
+        assert len(tables) == 2  # of two sizes
+        assert all(table.text() in result.stdout for table in tables)
+        facts = [benchmark["extra_info"] for benchmark in read(out)]
+        ratios = {
+            (x["image_size"], x["method"]): f"{x['ratio']:.2f}"
+            for x in facts
+            if x["part"] == "step"
+        }
+        found = {
+            (size, row[0]): row[1]
+            for table, size in zip(tables, (9, 16), strict=True)
+            for row in table.rows
+        }
+        assert found == ratios
+        assert "batch of 4, 16 × 16 pixels" in tables[1].title
 
     def test_no_unfinished_file_is_left(self, measured):
         assert [path.name for path in measured[0].iterdir()] == ["overhead.json"]

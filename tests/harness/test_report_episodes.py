@@ -9,10 +9,9 @@ from scipy.stats import ttest_rel
 
 from harness.methods.base import MethodConfig
 from harness.report import read, sections
-from harness.report.episodes import draws
-from harness.report.plots import novel_picture
-from harness.report.settings import settings
-from harness.report.style import SETTINGS, styles
+from harness.report.episodes import parts
+from harness.report.groups import settings
+from harness.report.plots import SETTINGS, styles
 from tests.report_inputs import (
     benchmark,
     episodes,
@@ -101,15 +100,19 @@ def test_means_and_deviations_over_the_seeds(text, answers):
 
 
 def test_methods_are_compared_seed_by_seed_as_scipy_does(text, answers):
-    found = {row["method"]: row for row in rows(text, "Methods compared on novel classes, 5-way")}
-    assert [*found] == ["none", "mixup", "sage"]
-    for method, other, shots in itertools.product(found, ("none", "mixup"), (1, 5)):
-        own, others = (means(answers, name, shots) for name in (method, other))
-        seeds = sorted(own.keys() & others.keys())
-        expected = "-"
-        if method != other:
+    for other in ("none", "mixup"):
+        found = rows(text, f"Novel classes, 5-way, less {other}'s")
+        assert [row["method"] for row in found] == [
+            m for m in ("none", "mixup", "sage") if m != other
+        ]
+        for row, shots in itertools.product(found, (1, 5)):
+            own, others = (means(answers, name, shots) for name in (row["method"], other))
+            seeds = sorted(own.keys() & others.keys())
+            assert row["seeds"] == " ".join(map(str, seeds))
             expected = paired([own[s] for s in seeds], [others[s] for s in seeds])
-        assert found[method][f"{shots}-shot less {other}'s, points"] == expected
+            assert row[f"{shots}-shot"] == expected
+    assert "less cutmix's" not in text
+    assert "in points, with the classifier centroid after cl2n (95 %" in text
 
 
 def test_findings_are_of_novel_classes_and_say_the_cost_once(tmp_path, text, answers):
@@ -304,9 +307,9 @@ def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers):
         episodes("none", 0, [75] * 9, classifier="svm")
     )  # not what methods are compared by
     write_lines(tmp_path / "episodes.jsonl", lines)
-    (setting,) = settings(read([tmp_path]))
-    at, looks = draws(setting)[-1], styles(["none", "mixup", "cutmix", "sage"])
-    picture = novel_picture(setting, at, "5-way", looks)
+    (setting,) = settings(read([tmp_path]).files)
+    looks = styles(["none", "mixup", "cutmix", "sage"])
+    (picture,) = [*parts(setting, looks)][-3].pictures  # of the larger draw; two are compared
     with mpl.rc_context(SETTINGS):
         figure = picture.draw()
         figure.draw_without_rendering()
@@ -320,7 +323,7 @@ def test_the_plot_has_a_panel_for_each_number_of_shots(tmp_path, answers):
             ((x, y),) = dot.get_xydata()
             (segment,) = bar.get_segments()
             name = names[round(y)]
-            assert dot.get_color() == looks[name].lines()["color"]
+            assert dot.get_color() == looks[name]["color"]
             dots[name] = (x, (segment[1, 0] - segment[0, 0]) / 2)
         expected = {}
         for name in ("none", "mixup", "sage"):

@@ -7,17 +7,25 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 import harness.report
-from harness.report.drawing import Bar, draw_bars, draw_points
-from harness.report.overhead import overheads
-from harness.report.plots import accuracy_pictures, overhead_picture, robustness_pictures
-from harness.report.read import Lines
-from harness.report.settings import settings
-from harness.report.statistics import Spread
-from harness.report.style import GROUNDS, INK, OTHERS, SAGE, SETTINGS, styles
+from harness.report.groups import labelled, settings
+from harness.report.plots import (
+    GROUNDS,
+    INK,
+    OTHERS,
+    SAGE,
+    SETTINGS,
+    accuracy_pictures,
+    draw_bars,
+    draw_lines,
+    overhead_picture,
+    robustness_pictures,
+    styles,
+)
 from tests.report_inputs import METHODS, benchmark, result, robustness
 
 STYLES = styles(METHODS)
@@ -46,7 +54,7 @@ def by_colour(lines):
 def test_methods_can_be_told_apart():
     labels = [*METHODS, "new", "newer", "sage, lambda_max 0.5", "sage, lambda_max 1.0"]
     looks = styles(labels)
-    lines = [looks[label].lines() for label in labels]
+    lines = [looks[label] for label in labels]
     for first, second in itertools.combinations(lines, 2):
         different = {key for key in ("color", "linestyle", "marker") if first[key] != second[key]}
         assert different & {"color", "linestyle"}
@@ -101,33 +109,35 @@ def test_a_method_looks_the_same_whatever_else_is_there():
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_labels_of_crowded_points_do_not_overlap(seed):
-    random = np.random.default_rng(seed)
-    times, accuracies = random.normal(10, 0.5, 11), random.normal(50, 1, 11)
-    points = {
-        label: (Spread(time, 0.2), Spread(accuracy, 0.3))
-        for label, time, accuracy in zip(METHODS, times, accuracies, strict=True)
-    }
+@pytest.mark.parametrize("label", ["new", "a-method-with-quite-a-long-name-" + "x" * 40])
+def test_the_labels_of_crowded_points_do_not_overlap(label):
+    random, labels = np.random.default_rng(0), [*METHODS, label]
+    looks = styles(labels)
+    points = pd.DataFrame({"label": labels})
+    points["place"], points["mean"] = random.normal((10, 50), (0.5, 1), (len(labels), 2)).T
+    points["deviation_of_place"], points["deviation"] = 0.2, 0.3
     with mpl.rc_context(SETTINGS):
-        figure = draw_points(points, STYLES, ("time, s", "top-1, %"))
+        figure = draw_lines(points, looks, ("time, s", "top-1, %"))
+        figure.draw_without_rendering()
     (axes,) = figure.axes
-    texts = [text for text in axes.texts if text.get_text()]
-    assert Counter(text.get_text().replace("\n", " ") for text in texts) == Counter(METHODS)
+    (legend,) = figure.legends
+    texts = legend.get_texts()
+    assert [text.get_text() for text in texts][:-1] == [*METHODS]
+    for text, handle in zip(texts, legend.legend_handles, strict=True):
+        if text.get_text() in looks:
+            assert handle.get_color() == looks[text.get_text()]["color"]
     boxes = [text.get_window_extent() for text in texts]
-    for first, second in itertools.combinations(boxes, 2):
+    for first, second in itertools.combinations([*boxes, axes.get_tightbbox()], 2):
         assert not first.overlaps(second)
     for box in boxes:
-        assert axes.bbox.x0 <= box.x0
-        assert box.x1 <= axes.bbox.x1
-        assert axes.bbox.y0 <= box.y0
-        assert box.y1 <= axes.bbox.y1
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_accuracy_against_time_has_a_point_a_method():
     lines = [result("none", seed, 50.0 + seed, train_seconds=60.0 + seed) for seed in (0, 2)]
     lines += [result("sage", 0, 55.0, train_seconds=200.0), result("mixup", 0, math.nan)]
-    (setting,) = settings(Lines(results=lines))
+    (setting,) = settings({"results": lines})
     picture = accuracy_pictures(setting, STYLES)[0]
     assert picture.alt == "none: 51.0 % in 1.0 min; sage: 55.0 % in 3.3 min"
     _, axes = draw(picture)
@@ -142,7 +152,7 @@ def test_learning_curves_are_means_over_the_seeds():
             epoch["train_loss"] = index + 3.0 * line["seed"]
             if "top1" in epoch:
                 epoch["top1"] = 2.0 * index + line["seed"]
-    (setting,) = settings(Lines(results=lines))
+    (setting,) = settings({"results": lines})
     loss, top1 = (draw(picture)[1].lines[0] for picture in accuracy_pictures(setting, STYLES)[1:])
     assert [*loss.get_xdata()] == [*range(1, 41)]
     np.testing.assert_allclose(loss.get_ydata(), np.arange(40) + 1.5)
@@ -157,18 +167,18 @@ def test_robustness_curves_start_at_the_clean_accuracy():
         for seed in (0, 2)
         for kind, strength in (("noise", 0.2), ("clean", 0.0), ("noise", 0.1), ("pgd", 8.0))
     ]
-    (setting,) = settings(Lines(results=[result("none", 0)], robustness=lines))
-    noise, pgd = robustness_pictures(setting, STYLES)
+    (setting,) = settings({"results": [result("none", 0)], "robustness": lines})
+    noise, pgd = robustness_pictures(setting.lines["robustness"], STYLES)
     assert (noise.name, pgd.name) == ("robustness-noise", "robustness-pgd")
     curves = by_colour(draw(noise)[1].lines)
     for method, top1 in (("none", 51.0), ("sage", 61.0)):
-        curve = curves[STYLES[method].lines()["color"]]
+        curve = curves[STYLES[method]["color"]]
         expected = [(0, top1), (0.1, top1 - 10), (0.2, top1 - 20)]
         np.testing.assert_allclose(curve.get_xydata(), expected)
 
 
 def test_bars_show_the_ratio_and_the_parts():
-    (cost,) = overheads(
+    cost = labelled(
         [
             line["extra_info"]
             for line in (
@@ -189,7 +199,7 @@ def test_bars_show_the_ratio_and_the_parts():
 
 
 def test_a_picture_is_a_png_without_a_ground():
-    (cost,) = overheads([benchmark("sage", "step", 160.0, 2.0)["extra_info"]])
+    cost = labelled([benchmark("sage", "step", 160.0, 2.0)["extra_info"]])
     picture = overhead_picture(cost, STYLES)
     png = picture.png()
     assert png == picture.png()
@@ -204,7 +214,7 @@ def test_a_picture_is_a_png_without_a_ground():
 def test_a_label_is_no_formula():
     looks = styles(["$x_1$"])
     with mpl.rc_context(SETTINGS):
-        figure = draw_bars([Bar("$x_1$", 1.5, {})], looks, "ratio")
+        figure = draw_bars(pd.DataFrame({"ratio": {"$x_1$": 1.5}}), looks, "ratio")
         figure.savefig(io.BytesIO())
     (label,) = figure.axes[0].get_yticklabels()
     assert not label.get_parse_math()

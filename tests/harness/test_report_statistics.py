@@ -1,19 +1,21 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from harness.report.statistics import Difference, Spread, holm
+from harness.figures import plus_minus, spread
+from harness.report.tables import Difference, holm
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_the_difference_has_students_interval_and_p_value(count):
     random = np.random.default_rng(count)
     own, other = random.normal(50, 3, (2, count))
-    found = Difference.of(dict(enumerate(own.tolist())), dict(enumerate(other.tolist())))
-    assert found.seeds == count
+    found = Difference.of(pd.Series(own), pd.Series(other))
+    assert found.seeds == [*range(count)]
     assert found.mean == pytest.approx((own - other).mean())
     test = ttest_1samp(own - other, 0)
     assert found.interval == pytest.approx((*test.confidence_interval(0.95),))
@@ -24,18 +26,19 @@ def test_the_difference_has_students_interval_and_p_value(count):
 
 
 def test_only_seeds_that_both_have_are_compared():
-    found = Difference.of({0: 1.0, 2: 5.0, 3: 9.0}, {3: 5.0, 0: 0.0, 1: 100.0})
-    assert (found.mean, found.seeds) == (2.5, 2)
-    assert Difference.of({0: 1.0}, {1: 1.0}) is None
+    own, other = pd.Series({0: 1.0, 2: 5.0, 3: 9.0, 4: None}), {3: 5.0, 0: 0.0, 1: 100.0, 4: 7.0}
+    found = Difference.of(own, pd.Series(other))
+    assert (found.mean, found.seeds) == (2.5, [0, 3])
+    assert Difference.of(pd.Series({0: 1.0}), pd.Series({1: 1.0})) is None
 
 
 def test_one_seed_and_equal_differences_have_no_interval_and_rank_nothing():
-    assert Difference.of({5: 1.5}, {5: 1.0}) == Difference(0.5, 1)
+    assert Difference.of(pd.Series({5: 1.5}), pd.Series({5: 1.0})) == Difference(0.5, [5])
     own = {0: 0.1 + 0.2, 1: 8.3, 2: 70.7}
     other = {0: 0.3 - 1.1, 1: 7.2, 2: 69.6}
     assert len({own[seed] - other[seed] for seed in own}) > 1  # as the machine rounds
-    found = Difference.of(own, other)
-    assert (found.interval, found.ranks, found.text()) == (None, False, "+1.10")
+    found = Difference.of(pd.Series(own), pd.Series(other))
+    assert (found.interval, found.ranks, str(found)) == (None, False, "+1.10")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,13 +62,21 @@ def test_the_correction_of_one_comparison_is_none_and_none_exceeds_one():
 
 def test_spread_is_the_samples():
     values = [3.0, 5.5, 9.25, 1.0]
-    found = Spread.of(values)
-    assert (found.mean, found.deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert found.scaled(0.5).text(1) == "2.3 ± 1.8"
-    assert Spread.of([2.0]) == Spread(2.0, None)
-    assert Spread.of([]) is None
+    index = pd.MultiIndex.from_product([["a"], range(4)]).append(
+        pd.MultiIndex.from_tuples([("b", 7), ("b", 8), ("c", 0)])
+    )
+    index.names = ["label", "seed"]
+    series = pd.Series([*values, 2.0, None, None], index)
+    found = spread(series)
+    assert [*found.index] == ["a", "b"]  # without a figure there is no mean
+    assert (*found.loc["a"],) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert plus_minus(*found.loc["a"] / 2, 1) == "2.3 ± 1.8"
+    assert plus_minus(*found.loc["b"]) == "2.00"
+    alone = spread(series, series * 0 + 0.25)
+    assert plus_minus(*alone.loc["b"]) == "2.00 ± 0.25"
+    assert alone.loc["a"].equals(found.loc["a"])
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_run_that_diverged_makes_no_mean(value):
-    assert Spread.of([1.0, value]).text() == "nan"
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_what_is_not_finite_is_a_dash(value):
+    assert plus_minus(value, value) == "-"
