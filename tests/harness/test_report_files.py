@@ -1,12 +1,14 @@
 import base64
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from scipy.stats import t as student
 
+import harness.measures
 from harness.commands import Report, folders
 from tests.report_inputs import config, report, result, table, write_lines
 
@@ -142,3 +144,29 @@ def test_the_page_says_how_images_are_shown_and_what_was_odd(tmp_path):
     assert "1 training images could not be read; others stood in for them" in text
     assert "; images: 32 pixels, crop_mode squash, crop_pct 1, in training also" in text
     assert "could not be read" not in report(tmp_path / "tidy", results=results[:1])
+
+
+def test_one_more_measurement_is_one_more_file(tmp_path, monkeypatch):
+    module = tmp_path / "package" / "sharpness.py"
+    module.parent.mkdir()
+    module.write_text(
+        "from harness.figures import Table\n"
+        "from harness.measures import Measurement\n"
+        "from harness.store import RUN\n"
+        "def table(lines):\n"
+        "    rows = [[line['label'], str(line['sharpness'])] for line in lines]\n"
+        "    return Table('Sharpness', ['method', 'sharpness'], rows)\n"
+        "MEASUREMENT = Measurement('sharpness.jsonl', table, 'mixes', ('label', 'seed'), "
+        "holds={**RUN, 'sharpness': int})\n"
+    )
+    monkeypatch.setattr(
+        harness.measures, "__path__", [*harness.measures.__path__, str(module.parent)]
+    )
+    monkeypatch.setitem(sys.modules, "harness.measures.sharpness", None)
+    del sys.modules["harness.measures.sharpness"]
+    line = {"method": "sage", "seed": 0, "config": config("sage", 0, search="none")}
+    lines = [{**line, "sharpness": 3}, {**line, "sharpness": 4}]  # the later counts
+    text = report(tmp_path, sharpness=lines, results=[result("sage", 0)])
+    rows = table(text, "Sharpness")
+    assert rows == {"sage, search none": {"method": "sage, search none", "sharpness": "4"}}
+    assert text.count("\n## ") == 1

@@ -426,3 +426,26 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(ImportError, match=r"robustness needs torchattacks.*sage-timm\[harness\]"):
         Robustness(runs)()
+
+
+def test_the_table_has_means_over_the_seeds():
+    """By hand: 50 and 52 have mean 51 and deviation 1.41."""
+    figures = (("pgd", 2.0, 10.0), ("clean", 0.0, 50.0), ("noise", 0.1, 40.0))
+    lines = [
+        {
+            "method": "sage",
+            "seed": seed,
+            "kind": kind,
+            "strength": strength,
+            "top1": top1 + 2 * seed,
+        }
+        for seed in (0, 1)
+        for kind, strength, top1 in figures
+    ]
+    lines.append({**lines[1], "method": "none", "top1": 60.0})
+    assert str(robustness.table(lines)).splitlines()[:4] == [
+        "| method | seeds | clean | noise 0.1 | pgd 2/255 |",
+        "| --- | --- | --- | --- | --- |",
+        "| sage | 0 1 | 51.00 ± 1.41 | 41.00 ± 1.41 | 11.00 ± 1.41 |"
+        "| none | in part 0, missing 1 | **60.00** | - | - |",
+    ]
