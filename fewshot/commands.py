@@ -6,7 +6,7 @@ Nothing here imports torch at the top, for which --help would have to wait.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -16,12 +16,14 @@ from fewshot.config import (
     DatasetName,
     EpisodeConfig,
     EvaluationConfig,
-    FewShotConfig,
     LearnerName,
     TaskConfig,
 )
 from harness.config import Amp, DataConfig, MethodConfig, ScheduleConfig, check_directory, expanded
 from harness.settings import each_run
+
+if TYPE_CHECKING:
+    from fewshot.run_config import FewShotConfig
 
 _SIZES = {"glyphs": 32, "cifarfs": 32, "fc100": 32}  # pixels; of the others 84, as is usual
 
@@ -124,7 +126,7 @@ class FewShot:
         check_runs(runs, self.out)
         note_runs(runs, self.out)
 
-        def measured(run: FewShotConfig, progress: Any) -> Iterator[dict[str, Any]]:
+        def measured(run: "FewShotConfig", progress: Any) -> Iterator[dict[str, Any]]:
             targets = load_splits(run.data, run.seed).validation.targets
             validation = Validation(epoch_measure(run, targets), best=True)
             learner = LEARNERS[run.learner]
@@ -140,8 +142,10 @@ class FewShot:
         files = f"results: {self.out / 'results.jsonl'} and {self.out / 'episodes.jsonl'}"
         _measure_all(runs, measured, self.out, files)
 
-    def run(self, method: str, seed: int) -> FewShotConfig:
+    def run(self, method: str, seed: int) -> "FewShotConfig":
         """Makes the settings of one run."""
+        from fewshot.run_config import FewShotConfig
+
         size = _SIZES.get(self.dataset, 84) if self.image_size is None else self.image_size
         data = self._shared(DataConfig) | {
             "dataset": PREFIX + self.dataset,
@@ -182,6 +186,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         from fewshot.measure import evaluate
+        from fewshot.run_config import FewShotConfig
         from harness.device import open_device
         from harness.store import RUN, read_results
 
@@ -198,7 +203,7 @@ class Evaluate:
         if not runs:
             raise ValueError(f"no few-shot results in {path}")
 
-        def measured(run: FewShotConfig, _progress: Any) -> Iterator[dict[str, Any]]:
+        def measured(run: "FewShotConfig", _progress: Any) -> Iterator[dict[str, Any]]:
             return evaluate(run, self.evaluation, self.directory, device)
 
         files = f"figures: {self.directory / 'episodes.jsonl'}"
@@ -206,7 +211,7 @@ class Evaluate:
 
 
 def _measure_all(
-    runs: list[FewShotConfig], measured: Callable[..., Iterator[Any]], out: Path, files: str
+    runs: list["FewShotConfig"], measured: Callable[..., Iterator[Any]], out: Path, files: str
 ) -> None:
     """Measures each run, and ends with a table of all figures and the files' names."""
     from fewshot.measure import table

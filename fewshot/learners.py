@@ -13,12 +13,12 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from fewshot.adaptation import adapt
-from fewshot.config import FewShotConfig
+from fewshot.run_config import FewShotConfig
 from fewshot.tasks import split_tasks, task_loader, way_labels
-from harness.config import RunConfig
 from harness.data import Splits
 from harness.learner import BuildLearner, Classifier
 from harness.methods import METHODS
+from harness.run_config import RunConfig
 
 
 class _TaskLearner:

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from fewshot.adaptation import correct_after_adaptation
 from fewshot.classifiers import correct_queries
-from fewshot.config import ADAPTING, NORMALIZATIONS, EpisodeConfig, EvaluationConfig, FewShotConfig
+from fewshot.config import ADAPTING, NORMALIZATIONS, EpisodeConfig, EvaluationConfig
 from fewshot.episodes import Episodes, check_counts, draw_episodes
+from fewshot.run_config import FewShotConfig
 from fewshot.tasks import TaskBatches
 from harness.data import fingerprint, load_splits, targets_of
 from harness.device import device_name

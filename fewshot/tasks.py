@@ -9,8 +9,9 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fewshot.config import EpisodeConfig, FewShotConfig, TaskConfig
+from fewshot.config import EpisodeConfig, TaskConfig
 from fewshot.episodes import Episodes, draw_episodes
+from fewshot.run_config import FewShotConfig
 from harness.data import Splits, targets_of
 from harness.loader import make_loader
 

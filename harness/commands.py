@@ -12,13 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tqdm import tqdm
 
-from harness.config import (
-    MethodConfig,
-    OverheadConfig,
-    RunConfig,
-    check_directory,
-    make_directory,
-)
+from harness.config import MethodConfig, OverheadConfig, check_directory, make_directory
 from harness.settings import Command, Settings, each_run
 
 
@@ -86,6 +80,7 @@ class Train(Settings):
         import torch
         from timm.utils.distributed import init_distributed_device_so
 
+        from harness.run_config import RunConfig
         from harness.runs import note_runs, run_all
         from harness.train import Progress, train
 

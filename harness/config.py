@@ -1,16 +1,14 @@
-"""All settings of a run: what decides its result, and what names it.
+"""Settings of data, schedule, mixing and benchmarks.
 
-Nothing here imports torch at the top, for which --help would have to wait.
+Nothing here imports torch, for which ``--help`` would have to wait.
 """
 
-import hashlib
-import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from sage_timm.settings import SageSettings
 
@@ -162,108 +160,6 @@ class MethodConfig(SageSettings):
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """All that decides one run's result, but for the machine."""
-
-    method: str
-    seed: int
-    model: str = "preactresnet8_cifar"
-    data: DataConfig = field(default_factory=DataConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    mixing: MethodConfig = field(default_factory=MethodConfig)
-    channels_last: bool = False
-    amp: Amp = "none"
-    compile: bool = False
-    devices: int = 1
-    batch_norm: BatchNorm = "clean"
-    measured_epochs: int = 10
-
-    PARTS: ClassVar[dict[str, type]] = {
-        "data": DataConfig,
-        "schedule": ScheduleConfig,
-        "mixing": MethodConfig,
-    }
-    BEFORE: ClassVar[dict[str, Any]] = {"batch_norm": "running"}
-    """What runs were trained with before there was a setting, where that is not its default."""
-    PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download")
-    """Settings of the data that say where they are, not what they are."""
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked before anything is loaded."""
-        import timm
-
-        import harness.models  # noqa: F401  (registers the networks with timm)
-        from harness.methods import METHODS, REQUIRES
-        from harness.methods.base import needs
-
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.method in REQUIRES:
-            needs(REQUIRES[self.method], self.method)
-        # Each epoch of each process has a seed of its own, made of the run's.
-        most = (_SEEDS - RANK_APART * self.devices) // MOST_EPOCHS - 1
-        check_in(f"[0, {most}]", seed=self.seed)
-        for part in (self.data, self.schedule, self.mixing):
-            part.check()
-        check_at_least(1, measured_epochs=self.measured_epochs)
-        each, rest = divmod(self.data.batch_size, self.devices)
-        if each < 2 or each % 2 or rest:
-            raise ValueError(
-                f"batch_size must be even on each of {self.devices} device(s), since timm's Mixup "
-                f"mixes pairs, got {self.data.batch_size}"
-            )
-        if self.compile and self.method == "manifold":
-            raise ValueError(
-                "manifold draws the layer that it mixes at for each batch, which compile=True "
-                "would fix: train it without compile"
-            )
-        if not timm.is_model(self.model):
-            raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
-
-    @property
-    def least_images(self) -> int:
-        """Number of training images below which there is no epoch."""
-        return self.data.batch_size
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the settings as JSON: a fingerprint of the images stands for where they are."""
-        from harness.data import fingerprint
-
-        settings = asdict(self)
-        for name in self.PLACE:
-            del settings["data"][name]
-        settings["data"]["fingerprint"] = fingerprint(self.data)
-        identity: dict[str, Any] = json.loads(json.dumps(settings))
-        return identity
-
-    @classmethod
-    def from_identity(cls, identity: dict[str, Any], data_dir: str | None = None) -> "RunConfig":
-        """Makes the settings of a run from the ``config`` of its line in ``results.jsonl``.
-
-        Raises a ValueError if a setting is unknown here, or does not fit.
-
-        Args:
-            identity: What :meth:`identity` gave.
-            data_dir: Where the data set is on this machine.
-        """
-        values = dict(identity)
-        for name, part in cls.PARTS.items():
-            settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
-            if name == "data":
-                settings.pop("fingerprint", None)
-                settings["data_dir"] = data_dir
-            values[name] = _made(part, settings, f"config[{name!r}]")
-        made: RunConfig = _made(cls, values, "config")
-        return made
-
-    def name(self) -> str:
-        """Makes a file name of the run's identity."""
-        identity = self.identity()
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return f"{self.method}-seed{self.seed}-{digest[:10]}"
-
-
-@dataclass(frozen=True)
 class OverheadConfig:
     """Every method is measured with every network, batch size and image size."""
 
@@ -285,34 +181,6 @@ class OverheadConfig:
     """Where to compute: cpu, cuda, cuda:1, ..."""
     mixing: MethodConfig = field(default_factory=MethodConfig)
 
-    def check(self) -> None:
-        """Raises a ValueError if a setting is unknown or out of its range."""
-        import timm
-
-        import harness.models  # noqa: F401  (registers the networks with timm)
-        from harness.device import open_device
-        from harness.methods import METHODS
-
-        for name in ("methods", "models", "batch_sizes", "image_sizes"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one, got none")
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
-        for model in self.models:
-            if not timm.is_model(model):
-                raise ValueError(f"models must be of timm.list_models(), got {model!r}")
-        for size in self.batch_sizes:
-            if size < 2 or size % 2:
-                raise ValueError(
-                    f"batch_sizes must be even, since timm's Mixup mixes pairs, got {size}"
-                )
-        check_at_least(LEAST_GLYPH, image_sizes=min(self.image_sizes))
-        check_at_least(2, classes=self.classes)
-        check_at_least(1, rounds=self.rounds)
-        self.mixing.check()
-        open_device(self.device)
-
 
 def expanded(path: Path) -> Path:
     """Expands ``~`` in a path, also where the shell has left it: in ``--out=~/runs``."""
@@ -332,10 +200,3 @@ def make_directory(path: Path) -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ValueError(f"out={str(path)!r} cannot be written to: {error.strerror}") from error
-
-
-def _made(kind: type, settings: dict[str, Any], name: str) -> Any:
-    try:
-        return kind(**settings)
-    except TypeError as error:
-        raise ValueError(f"{name} was written by another version or command: {error}") from error

@@ -10,10 +10,11 @@ from timm.optim import create_optimizer_v2
 from timm.utils import reduce_tensor
 from torch import Tensor, nn
 
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import Splits
 from harness.loader import make_loader
 from harness.methods import METHODS
+from harness.run_config import RunConfig
 
 
 class Learner(Protocol):

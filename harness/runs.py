@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 from timm.loss import SoftTargetCrossEntropy
 from tqdm import tqdm
 
-from harness.config import RunConfig, make_directory
+from harness.config import make_directory
 from harness.data import count_images
 from harness.device import from_first
 from harness.methods import METHODS
 from harness.models import create_network
+from harness.run_config import RunConfig
 from harness.store import append_result, cached
 from harness.train import Progress
 

@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import tyro
 
-from harness.config import (
-    Amp,
-    BatchNorm,
-    DataConfig,
-    MethodConfig,
-    RunConfig,
-    ScheduleConfig,
-    expanded,
-)
+from harness.config import Amp, BatchNorm, DataConfig, MethodConfig, ScheduleConfig, expanded
 
 if TYPE_CHECKING:
     import torch
 
+    from harness.run_config import RunConfig
     from harness.train import Progress
 
 _PAPERS_SCHEDULE = ScheduleConfig(
@@ -107,9 +100,11 @@ class Settings(Command):
     out: Path = Path("runs")
     """Folder for results.jsonl, checkpoints and pictures."""
 
-    def run(self, method: str, seed: int) -> RunConfig:
+    def run(self, method: str, seed: int) -> "RunConfig":
         """Makes the settings of one run."""
         from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+        from harness.run_config import RunConfig
 
         shared = {option.name for option in fields(Settings)} & {
             option.name for option in fields(RunConfig)
@@ -121,7 +116,7 @@ class Settings(Command):
             **{name: getattr(self, name) for name in shared},
         )
 
-    def begin(self, runs: Sequence[RunConfig]) -> "torch.device":
+    def begin(self, runs: Sequence["RunConfig"]) -> "torch.device":
         """Checks what can be known before the first run, and finds the device."""
         from timm.utils.distributed import is_distributed_env, world_info_from_env
 
@@ -135,7 +130,7 @@ class Settings(Command):
 
     def in_turn(
         self, methods: Sequence[str], seeds: Sequence[int]
-    ) -> Iterator[tuple[RunConfig, "torch.device", "Progress"]]:
+    ) -> Iterator[tuple["RunConfig", "torch.device", "Progress"]]:
         """Gives each run with its device while no other process is at it."""
         from harness.runs import in_turn
 
@@ -145,7 +140,7 @@ class Settings(Command):
             yield run, device, progress
 
 
-Run = TypeVar("Run", bound=RunConfig)
+Run = TypeVar("Run", bound="RunConfig")
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from harness.config import MOST_EPOCHS, RANK_APART, RunConfig
+from harness.config import MOST_EPOCHS, RANK_APART
 from harness.data import load_splits
 from harness.device import autocast, device_name, from_first, timed
 from harness.learner import (
@@ -34,6 +34,7 @@ from harness.learner import (
 from harness.loader import make_loader
 from harness.measure import measure
 from harness.models import create_network
+from harness.run_config import RunConfig
 from harness.store import (
     RUN,
     all_finite,

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 from tqdm import tqdm
 
-from harness.config import MethodConfig, RunConfig
+from harness.config import MethodConfig
 from harness.device import device_name
 from harness.figures import Table, figure, half_width, is_number
 from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
+from harness.run_config import RunConfig
 from harness.store import Line, cached
 from harness.train import Progress, load_model, no_progress, train
 from sage_timm.blend import translate

@@ -16,12 +16,12 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
-from harness.config import RunConfig
 from harness.figures import Table, figure, is_number
 from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods.base import evaluation_mode
 from harness.pictures import mix_columns, save_grid
+from harness.run_config import RunConfig
 from harness.store import RUN, Line, cached
 from harness.train import Progress, no_progress, train
 

@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from tqdm import tqdm
 
-from harness.config import RunConfig
 from harness.device import device_name
 from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
 from harness.measures import Measurement
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
+from harness.run_config import RunConfig
 from harness.store import Line, cached
 from harness.train import Progress, load_model, no_progress, train
 

@@ -10,11 +10,12 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor
 
-from harness.config import MethodConfig, RunConfig
+from harness.config import MethodConfig
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods import METHODS
 from harness.methods.base import Mix, no_steps
 from harness.pictures import Column, mix_columns, pictures, save_grid
+from harness.run_config import RunConfig
 from harness.train import Progress, load_model, no_progress, train
 
 _NEARLY_ALWAYS_HALF = 1e4  # the Beta distribution's parameter at which every weight is about 1/2

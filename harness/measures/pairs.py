@@ -12,10 +12,11 @@ from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from harness.config import MethodConfig, RunConfig
+from harness.config import MethodConfig
 from harness.data import load_splits
 from harness.loader import draw_indices, load_images
 from harness.methods.sage import mixing_alone
+from harness.run_config import RunConfig
 from sage_timm.sage import Mix, Sage
 
 

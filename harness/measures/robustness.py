@@ -20,13 +20,13 @@ from torch.utils.data import IterableDataset
 from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
-from harness.config import RunConfig
 from harness.data import Subset, load_splits
 from harness.device import autocast, device_name
 from harness.figures import Column, Runs, Table, table_of_means
 from harness.loader import make_loader
 from harness.measures import Measurement
 from harness.methods.base import evaluation_mode, needs
+from harness.run_config import RunConfig
 from harness.store import RUN, Line, cached, load_checkpoint
 from harness.train import checkpoint_path, load_model
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.config import MethodConfig, RunConfig
+from harness.config import MethodConfig
 from harness.figures import Runs
 from harness.measures import measurements
 from harness.methods import METHODS
 from harness.methods.sage import is_sage
+from harness.run_config import RunConfig
 from harness.store import Line, all_finite
 
 _SHARED = ("alpha", "label_smoothing")

@@ -10,10 +10,11 @@ from torch import nn
 
 import harness.data
 from fewshot.commands import FewShot
-from fewshot.config import PREFIX, FewShotConfig
+from fewshot.config import PREFIX
 from fewshot.episodes import EpisodeConfig
 from fewshot.learners import LEARNERS
 from fewshot.measure import EvaluationConfig
+from fewshot.run_config import FewShotConfig
 from fewshot.tasks import TaskConfig
 from harness.config import ScheduleConfig
 from harness.data import DataConfig, load_splits

@@ -13,9 +13,10 @@ from learn2learn.vision.datasets import CIFARFS, FC100, MiniImagenet, TieredImag
 from torch.utils.data import DataLoader
 
 import fewshot.data
-from fewshot.config import PREFIX, EpisodeConfig, EvaluationConfig, FewShotConfig
+from fewshot.config import PREFIX, EpisodeConfig, EvaluationConfig
 from fewshot.data import NAMES, open_split, write_glyphs
 from fewshot.measure import check_episodes
+from fewshot.run_config import FewShotConfig
 from harness.config import DataConfig
 from harness.data import load_splits
 from harness.glyphs import CLASSES as GLYPHS

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fewshot.config import FewShotConfig
+from fewshot.run_config import FewShotConfig
 from fewshot.tasks import TaskConfig
 
 

@@ -8,10 +8,10 @@ import torch
 from timm.data import resolve_data_config
 
 import fewshot.config
-from fewshot.config import FewShotConfig
 from fewshot.episodes import EpisodeConfig
 from fewshot.learners import LEARNERS
 from fewshot.measure import EvaluationConfig, check_episodes, epoch_measure, evaluate
+from fewshot.run_config import FewShotConfig
 from fewshot.tasks import TaskConfig
 from harness.config import ScheduleConfig
 from harness.data import DataConfig, load_splits

@@ -9,13 +9,14 @@ from timm.data import resolve_data_config
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.measures.agreement import measure_agreement, objective, table, variants
 from harness.measures.pairs import mix_pairs
 from harness.methods.base import MethodConfig, normalised
 from harness.methods.sage import mixing_alone
+from harness.run_config import RunConfig
 from harness.store import read_results
 from harness.train import load_model, train
 from sage_timm import best_translation, random_translations, saliency

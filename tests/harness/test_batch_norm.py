@@ -6,9 +6,10 @@ import torch
 from timm.data import resolve_data_config
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig, load_splits
 from harness.methods.base import normalised
+from harness.run_config import RunConfig
 from harness.train import load_model, train
 
 CPU = torch.device("cpu")

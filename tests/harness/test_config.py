@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 
 import harness.data
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
+from harness.run_config import RunConfig
 
 
 def test_settings_come_back_from_a_results_line(monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import harness.data
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import (
     DataConfig,
     balanced_indices,
@@ -25,6 +25,7 @@ from harness.data import (
 )
 from harness.glyphs import Glyphs
 from harness.loader import make_loader
+from harness.run_config import RunConfig
 from harness.train import load_model, train
 
 MODEL_CONFIG = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

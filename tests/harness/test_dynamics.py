@@ -7,11 +7,12 @@ from scipy.stats import entropy, spearmanr
 from torch import nn
 
 import harness.measures.dynamics
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.measures.dynamics import MEASURES, follow, table
 from harness.measures.pairs import FixedPairs
 from harness.methods.base import MethodConfig
+from harness.run_config import RunConfig
 from harness.store import read_results
 from harness.train import checkpoint_path, load_model, train
 from tests import oracles

@@ -7,7 +7,7 @@ from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.measures.foreground import (
@@ -18,6 +18,7 @@ from harness.measures.foreground import (
 )
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
+from harness.run_config import RunConfig
 from harness.store import read_results
 from sage_timm import best_translation, random_translations, saliency
 from tests import oracles

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.measures.gallery import save_gallery
+from harness.run_config import RunConfig
 from harness.train import checkpoint_path, train
 
 CPU = torch.device("cpu")

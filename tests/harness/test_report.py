@@ -10,9 +10,9 @@ from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from harness.commands import Report
-from harness.config import RunConfig
 from harness.methods.base import MethodConfig
 from harness.report import markdown, read, sections
+from harness.run_config import RunConfig
 from tests.report_inputs import (
     CONDITIONS,
     METHODS,

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from harness.commands import Robustness
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.measures.robustness import (
     EPSILONS,
@@ -26,7 +26,9 @@ from harness.measures.robustness import (
     draw_places,
     measure_robustness,
     replace_region,
+    table,
 )
+from harness.run_config import RunConfig
 from harness.store import read_results
 from harness.train import checkpoint_path, load_model, train
 
@@ -443,7 +445,7 @@ def test_the_table_has_means_over_the_seeds():
         for kind, strength, top1 in figures
     ]
     lines.append({**lines[1], "method": "none", "top1": 60.0})
-    assert str(robustness.table(lines)).splitlines()[:4] == [
+    assert str(table(lines)).splitlines()[:4] == [
         "| method | seeds | clean | noise 0.1 | pgd 2/255 |",
         "| --- | --- | --- | --- | --- |",
         "| sage | 0 1 | 51.00 ± 1.41 | 41.00 ± 1.41 | 11.00 ± 1.41 |"

@@ -12,7 +12,8 @@ import pytest
 from filelock import FileLock
 
 import harness.runs
-from harness.config import DataConfig, RunConfig, ScheduleConfig
+from harness.config import DataConfig, ScheduleConfig
+from harness.run_config import RunConfig
 from harness.runs import in_turn, note_runs
 from harness.store import read_results
 

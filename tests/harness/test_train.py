@@ -16,11 +16,12 @@ import pytest
 import torch
 
 import harness.train
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.glyphs import Glyphs
 from harness.methods import METHODS
 from harness.methods.base import MethodConfig
+from harness.run_config import RunConfig
 from harness.store import load_checkpoint, read_results
 from harness.train import Validation, checkpoint_path, load_model, train
 

@@ -146,7 +146,8 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 import harness.learner, harness.train
-from harness.config import RunConfig, ScheduleConfig
+from harness.config import ScheduleConfig
+from harness.run_config import RunConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
 
