@@ -448,6 +448,6 @@ def test_the_table_has_means_over_the_seeds():
     assert str(table(lines)).splitlines()[:4] == [
         "| method | seeds | clean | noise 0.1 | pgd 2/255 |",
         "| --- | --- | --- | --- | --- |",
-        "| sage | 0 1 | 51.00 ± 1.41 | 41.00 ± 1.41 | 11.00 ± 1.41 |"
+        "| sage | 0 1 | 51.00 ± 1.41 | 41.00 ± 1.41 | 11.00 ± 1.41 |",
         "| none | in part 0, missing 1 | **60.00** | - | - |",
     ]
