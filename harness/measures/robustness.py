@@ -186,7 +186,7 @@ def measure_robustness(
 def check_clean(accuracy: float, images: int, result: Line) -> None:
     """Raises if an accuracy on all clean images is not that after training, but for rounding."""
     trained = result["top1_last"]
-    tipped = abs(accuracy - trained) / 100 * images
+    tipped = round(abs(accuracy - trained) / 100 * images)
     whole = images == result["validation_size"]
     if whole and tipped > max(_TIPPED_LEAST, _TIPPED_SHARE * images):
         raise ValueError(
