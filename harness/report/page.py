@@ -1,6 +1,5 @@
 """The report's contents in order, and its Markdown, HTML and files."""
 
-import os
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from harness.report import episodes, plots, tables
 from harness.report.groups import Setting, labelled, method_of, settings
 from harness.report.plots import Part, Styles
 from harness.report.read import Lines
-from harness.store import Line
+from harness.store import Line, replace_file
 
 Costs = Sequence[Sequence[Line]]
 """Benchmarks by network, batch and device."""
@@ -96,7 +95,6 @@ def write(sections: Sequence[Section], out: Path) -> list[Path]:
 
     Each file replaces an older one at once, never half written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     pictures = [p for section in sections for part in section.parts for p in part.pictures]
     drawn = {p.name: p.png() for p in tqdm(pictures, desc="pictures", disable=None)}
     environment = Environment(
@@ -114,9 +112,7 @@ def write(sections: Sequence[Section], out: Path) -> list[Path]:
         **{f"{name}.png": content for name, content in drawn.items()},
     }
     for name, content in files.items():
-        unfinished = out / f"{name}.{os.getpid()}.tmp"
-        unfinished.write_bytes(content)
-        os.replace(unfinished, out / name)
+        replace_file(out / name, content)
     return [out / name for name in files]
 
 
