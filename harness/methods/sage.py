@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, evaluation_mode, register
-from sage_timm import SageMixup, best_translation, saliency_from_gradient
+from sage_timm import SageMixup, saliency_from_gradient
 from sage_timm.sage import Sage
 from sage_timm.settings import SageSettings
 
-OWN_SETTINGS = tuple(field.name for field in fields(SageSettings))
-"""The settings that no other method reads."""
 _ONE_TRANSLATION = 1e-12  # a share so small that one translation is drawn, and nothing is searched
 
 Maps = Callable[[Tensor, Tensor], Tensor]
@@ -31,28 +29,23 @@ def is_sage(method: str) -> bool:
     return method.split("-")[0] == "sage"
 
 
-def own_settings(config: MethodConfig) -> dict[str, Any]:
-    """Returns SAGE's own settings as the library's keyword arguments."""
-    return {name: getattr(config, name) for name in OWN_SETTINGS}
-
-
 def mixing_alone(config: MethodConfig, seed: int = 0) -> Sage:
     """Makes SAGE to measure its mixes with: the update ratio concerns the step after the mix."""
-    own = own_settings(replace(config, update_ratio=1.0))
-    return Sage(SageSettings(**own), torch.Generator().manual_seed(seed))
+    return Sage(replace(config, update_ratio=1.0), torch.Generator().manual_seed(seed))
 
 
 def _build(
     config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int, **changed: Any
 ) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""
+    own = {setting.name: getattr(config, setting.name) for setting in fields(SageSettings)}
     return SageMixup(
         mixup_alpha=config.alpha_or(1.0),
         label_smoothing=config.label_smoothing,
         num_classes=classes,
         model=model,
         loss_fn=loss_fn,
-        **(own_settings(config) | changed),
+        **own | changed,
     )
 
 
@@ -112,21 +105,3 @@ def _centre_maps(own: Maps, model: nn.Module, images: Tensor, targets: Tensor) -
     )
     one = rows[:, None] * columns
     return (one / one.sum()).to(images.device).expand(len(images), 1, *one.shape)
-
-
-def decide(maps: Tensor, lam: Tensor, translations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Decides, as SAGE does, how to mix each image with its reverse in the batch.
-
-    Returns:
-        Both images' weighted maps ``[B, 1, H, W]``, and the best ``[B, 2]`` of the translations
-        ``[N, 2]``; of all, by FFT, if None.
-    """
-    partner = torch.arange(len(maps) - 1, -1, -1, device=maps.device)
-    lam = lam.to(maps.dtype).to(maps.device, non_blocking=True).view(-1, 1, 1, 1)
-    uniform = maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
-    plain = uniform | uniform[partner]
-    mean = 1 / (maps.shape[2] * maps.shape[3])
-    own, other = (torch.where(plain.view(-1, 1, 1, 1), mean, m) for m in (maps, maps[partner]))
-    own, other = lam * own, (1 - lam) * other
-    translation = best_translation(own, other, translations)
-    return own, other, translation.masked_fill(plain[:, None], 0)
