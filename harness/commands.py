@@ -43,8 +43,9 @@ class Check(Command):
 
     def __call__(self) -> None:
         from harness.check import check_folder, describe
+        from harness.folders import image_mode
 
-        mode = "L" if self.in_chans == 1 else "RGB"
+        mode = image_mode(self.in_chans)
         checked = check_folder(self.data_dir, self.train_split, self.val_split, mode)
         print(describe([checked.train, checked.validation]))
         print(f"\n{self.data_dir} can be trained on: {len(checked.notes)} remarks")
