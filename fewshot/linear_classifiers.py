@@ -142,8 +142,9 @@ def _iterated(
         solved[episodes[~left]] = values[0][~left]
         if not left.any():
             return solved
-        episodes = episodes[left]
-        values = step(*(value[left] for value in values))
+        if not left.all():
+            episodes, *values = (value[left] for value in (episodes, *values))
+        values = step(*values)
     solved[episodes] = values[0]
     warnings.warn(
         f"the {name} of {len(episodes)} episodes has not converged in {_MOST_STEPS} steps",
