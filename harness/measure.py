@@ -1,4 +1,4 @@
-"""What is measured of a trained network: accuracy, also by class, likelihood, calibration."""
+"""Accuracy of a network, also by class, its likelihood and its calibration."""
 
 from typing import Any
 

@@ -1,10 +1,12 @@
-"""The translation of image 1 that keeps most saliency (SAGE, Sec. 3.3): of candidates, or of all.
+"""Search for the translation of image 1 that keeps most saliency (SAGE, Sec. 3.3).
 
-With ``a`` and ``b`` the two maps where they meet, the objective is ``sum(a) + sum(b) - 2 sum(a b /
-(a + b))``, but for zeta. A sum of exponentials for ``1 / (a + b)`` makes of the last a sum of
-products of a function of a and one of b, so that cross-correlations by FFT give it for all
-translations at once. That is done on maps pooled to fewer than 32 pixels; the best local maxima are
-then scored exactly, and followed through their neighbours up to full size.
+Let ``a`` and ``b`` be the two maps where they overlap. But for zeta, the objective is
+``sum(a) + sum(b) - 2 sum(a b / (a + b))``. The quotient ties a to b. A short sum of exponentials,
+``1 / (a + b) ~ sum_k w_k exp(-u_k a) exp(-u_k b)``, splits it into products of a function of a and a
+function of b. Cross-correlations by FFT sum such products for all translations at once.
+
+The search does so on maps pooled to fewer than 32 pixels. It then scores the best local maxima
+exactly, and follows them through their neighbours up to full size.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How well cheaper saliency and cheaper searches agree with the full method, before any training.
+"""Agreement of cheaper saliency and cheaper searches with the full method, before any training.
 
 The full method takes the saliency of the images as they are, in the network's own type, and moves
 image 1 by the best of all translations, found by trying each. A cheaper variant decides translation

@@ -1,4 +1,4 @@
-"""How much of both foregrounds survives in a mix: SAGE's claim, as a number.
+"""Foreground kept: the share of both objects that survives in a mix, which is SAGE's claim.
 
 A glyph's image is ``background + mask * (colour - background)``: its second term is the contrast of
 the character to what is behind it, and the mask is known. Every method that mixes images gives each

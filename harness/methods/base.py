@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
 
 from harness.config import MethodConfig
 
@@ -60,8 +61,7 @@ def needs(module: str, name: str, extra: str = "peers") -> Any:
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalises images ``[..., C, H, W]`` of bytes, as a network takes them."""
-    scale, offset = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (std, mean))
-    return (pixels / 255 - offset) / scale
+    return normalize(pixels / 255, list(mean), list(std))
 
 
 def unnormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -72,9 +72,9 @@ class Setting:
         return {label: self.trained.get(label, {}) for label in labels}
 
     def find(self, method: str, others: Collection[str] = ()) -> str | None:
-        """Finds a method's label; of its variants, the one that the others are variants of.
+        """Finds a method's label; of several variants, the one with the most usual settings.
 
-        It is the one that differs from the others in the fewest settings; of two, the defaults.
+        That is the one that differs from the others in the fewest settings; of two, the defaults.
         """
         found = [label for label in self.runs(others) if self.methods[label].name == method]
         default = own_settings(method, asdict(MethodConfig()))
