@@ -2,7 +2,7 @@
 
 Let ``a`` and ``b`` be the two maps where they overlap. But for zeta, the objective is
 ``sum(a) + sum(b) - 2 sum(a b / (a + b))``. The quotient ties a to b. A short sum of exponentials,
-``1 / (a + b) ~ sum_k w_k exp(-u_k a) exp(-u_k b)``, splits it into products of one function of a and
+``1 / (a + b) ~ sum_k w_k exp(-u_k a) exp(-u_k b)``, splits it into products of a function of a and
 one of b. Cross-correlations by FFT sum such products for all translations at once.
 
 The search does so on maps pooled to fewer than 32 pixels. It then scores the best local maxima
