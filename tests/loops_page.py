@@ -53,8 +53,12 @@ class Watch:
     """Asserts that mixing leaves the model alone, and notes what it was trained on."""
 
     def __init__(self, model, monkeypatch):
-        self.mixed, self.seen, self.autocast = [], [], []
-        model.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.mixed, self.seen = [], []
+        # Held by a class: what a hook's object holds, mixing puts back as it was before its pass.
+        self.passes = type("Passes", (), {"autocast": []})
+        model.register_forward_pre_hook(self.note_images, with_kwargs=True)
+        (*_, last) = model.modules()
+        last.register_forward_pre_hook(self.note_autocast)
         call = SageMixup.__call__
 
         def mix(mixup_fn, x, y):
@@ -68,17 +72,24 @@ class Watch:
 
         monkeypatch.setattr(SageMixup, "__call__", mix)
 
-    def note(self, model, args, kwargs):
-        if model.training and torch.is_grad_enabled():
-            self.autocast.append(torch.is_autocast_enabled("cpu"))
-            if not in_saliency_pass():
-                self.seen.append((*args, *kwargs.values())[0])
+    def note_images(self, model, args, kwargs):
+        if model.training and not in_saliency_pass():
+            self.seen.append((*args, *kwargs.values())[0])
 
-    def check(self, steps):
-        """Asserts that each step was that of a mixed batch, and none another's."""
+    def note_autocast(self, layer, _args):
+        if layer.training:
+            self.passes.autocast.append(torch.is_autocast_enabled("cpu"))
+
+    def check(self, steps, autocast=False):
+        """Asserts that each step was a mixed batch's; returns the number of saliency passes.
+
+        All passes have to be under autocast, or none.
+        """
+        assert set(self.passes.autocast) == {autocast}
         assert len(self.mixed) == len(self.seen) == steps
         for mixed, seen in zip(self.mixed, self.seen, strict=True):
             assert torch.equal(mixed, seen)
+        return len(self.passes.autocast) - steps
 
 
 @torch.no_grad()

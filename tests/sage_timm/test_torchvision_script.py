@@ -61,5 +61,5 @@ def test_torchvisions_script(monkeypatch, tmp_path, cutmix_alpha):
     finally:
         for name in set(sys.modules) - modules:  # one is called utils
             del sys.modules[name]
-    watch.check(24)
+    assert watch.check(24) in (range(1, 24) if cutmix_alpha else [24])
     assert clean_loss(model, images=images) < 0.6 * before
