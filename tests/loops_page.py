@@ -53,7 +53,7 @@ class Watch:
     """Asserts that mixing leaves the model alone, and notes what it was trained on."""
 
     def __init__(self, model, monkeypatch):
-        self.mixed, self.seen = [], []
+        self.mixed, self.targets, self.seen = [], [], []
         # Held by a class: what a hook's object holds, mixing puts back as it was before its pass.
         self.passes = type("Passes", (), {"autocast": []})
         model.register_forward_pre_hook(self.note_images, with_kwargs=True)
@@ -68,6 +68,7 @@ class Watch:
             assert not torch.equal(mixed, clean)
             assert targets.shape == (len(x), 10)
             self.mixed.append(mixed)
+            self.targets.append(targets)
             return mixed, targets
 
         monkeypatch.setattr(SageMixup, "__call__", mix)
