@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 from sage_timm.model_state import as_before
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""How logits are had of a model and its images."""
 Clean = list[tuple[nn.Parameter, Tensor]]
 """Parameters, and the gradients of the clean loss at them."""
 
@@ -32,7 +34,13 @@ class LossGradient(NamedTuple):
 
 
 def input_gradient(
-    model: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss, *, parameters: bool = False
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    loss_fn: Loss,
+    *,
+    forward: Forward | None = None,
+    parameters: bool = False,
 ) -> LossGradient:
     """Computes the gradient of the loss at the images, leaving the model bit for bit as it was.
 
@@ -43,6 +51,7 @@ def input_gradient(
         images: Floating-point batch ``[B, C, H, W]``.
         targets: What ``loss_fn`` takes beside the logits.
         loss_fn: ``loss_fn(logits, targets)``, a scalar.
+        forward: ``forward(model, images)``, the logits; ``model(images)`` if None.
         parameters: Whether to compute the parameter gradients in the same backward pass, too.
 
     Returns:
@@ -50,13 +59,14 @@ def input_gradient(
         parameters that take part with their gradients.
 
     Raises:
-        ValueError: If the model returns anything but a tensor ``[B, ...]`` that depends on the
+        ValueError: If the logits are anything but a tensor ``[B, ...]`` that depends on the
             images, or ``loss_fn`` anything but a scalar, or they do not take each other's shapes.
     """
-    with as_before(model, loss_fn), _apart(model), for_saliency(), torch.enable_grad():
+    with as_before(model, loss_fn, forward), _apart(model), for_saliency(), torch.enable_grad():
         leaf = images.detach().requires_grad_()
-        # A copy: the model may change its input in place.
-        loss = _checked_loss(model(leaf.clone()), targets, loss_fn)
+        inputs = leaf.clone()  # which the model may change in place
+        logits = model(inputs) if forward is None else forward(model, inputs)
+        loss = _checked_loss(logits, targets, loss_fn)
         weights = [p for p in model.parameters() if p.requires_grad] if parameters else []
         gradients: tuple[Tensor | None, ...] = (None,)
         if loss.requires_grad:
@@ -120,8 +130,8 @@ def _apart(model: nn.Module) -> Iterator[None]:
 def _checked_loss(logits: Any, targets: Tensor, loss_fn: Loss) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
-            "the attached model must return one tensor of logits [B, num_classes], got "
-            f"{type(logits).__name__}; attach the part of it that does"
+            f"the logits must be one tensor [B, num_classes], got {type(logits).__name__}; say how "
+            "the model gives them, as in forward=lambda model, images: model(images).logits"
         )
     if targets.dim() == 2:
         fits, wanted = logits.shape == targets.shape, str(tuple(targets.shape))

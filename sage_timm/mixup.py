@@ -10,7 +10,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from sage_timm.gradient import Loss
+from sage_timm.gradient import Forward, Loss
 from sage_timm.sage import Sage
 from sage_timm.settings import SageSettings, takes_settings, written
 
@@ -76,26 +76,32 @@ class SageMixup(Mixup):
         if model is not None:
             self.attach(model)
 
-    def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMixup":
+    def attach(
+        self, model: nn.Module, loss_fn: Loss | None = None, forward: Forward | None = None
+    ) -> "SageMixup":
         """Binds the model in training, and its loss.
 
         Args:
             model: The module that the training loop calls, mapping ``[B, C, H, W]`` to logits
                 ``[B, num_classes]``; of ``DistributedDataParallel``, what it wraps is taken.
             loss_fn: See the class; that of the constructor if None.
+            forward: ``forward(model, images)`` returns the logits, of a model that returns more, or
+                takes more: ``forward=lambda model, images: model(images).logits``. By default
+                ``model(images)``.
 
         Returns:
             Itself.
 
         Raises:
             TypeError: If ``model`` is not a module.
-            ValueError: If ``update_ratio`` is below 1 and ``model`` a TorchScript module or sharded
-                by FSDP, or if ``model`` wraps a ``DistributedDataParallel``.
+            ValueError: If ``update_ratio`` is below 1 and ``forward`` is given, or ``model`` is a
+                TorchScript module or sharded by FSDP, or if ``model`` wraps a
+                ``DistributedDataParallel``.
         """
         loss_fn = loss_fn or self._given_loss
         if loss_fn is None:
             loss_fn = nn.BCEWithLogitsLoss() if self.multi_label else SoftTargetCrossEntropy()
-        self.sage.attach(model, loss_fn)
+        self.sage.attach(model, loss_fn, forward)
         return self
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
 from sage_timm.blend import blend
-from sage_timm.gradient import Clean, Loss
+from sage_timm.gradient import Clean, Forward, Loss
 from sage_timm.model_state import is_sharded
 from sage_timm.saliency import saliency_pass
 from sage_timm.search import best_translation, random_translations
@@ -47,21 +47,30 @@ class Sage:
         self.generator = generator
         self.model: nn.Module | None = None
         self.loss_fn: Loss | None = None
+        self.forward: Forward | None = None
         self._shared = SharedGradient(settings.update_ratio)
         self._clean: Clean = []
 
-    def attach(self, model: nn.Module, loss_fn: Loss) -> None:
+    def attach(self, model: nn.Module, loss_fn: Loss, forward: Forward | None = None) -> None:
         """Sets the model and the loss whose gradients give the saliency; raises if it cannot."""
+        ratio = self.settings.update_ratio
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if isinstance(model, torch.jit.ScriptModule) and self.settings.update_ratio < 1:
+        if isinstance(model, torch.jit.ScriptModule) and ratio < 1:
             raise ValueError(
-                f"update_ratio={self.settings.update_ratio} needs a forward hook, which a "
-                "TorchScript module does not take: use update_ratio=1, or do not script the model"
+                f"update_ratio={ratio} needs a forward hook, which a TorchScript module does not "
+                "take: use update_ratio=1, or do not script the model"
+            )
+        if forward is not None and ratio < 1:
+            raise ValueError(
+                f"update_ratio={ratio} needs a module that returns the logits alone, so it does "
+                "not go with forward=: use update_ratio=1, or put what forward does into a module "
+                "around the model, attach that one, and call it in the loop"
             )
         self.forget()
         self.model = _without_ddp(model)
         self.loss_fn = loss_fn
+        self.forward = forward
         self._check_sharding()
 
     def forget(self) -> None:
@@ -153,6 +162,7 @@ class Sage:
             images if whole else torch.cat((images[:end], images[-end:])),
             targets if whole else torch.cat((targets[:end], targets[-end:])),
             self.loss_fn,
+            forward=self.forward,
             size=settings.saliency_size,
             dtype=getattr(torch, settings.saliency_dtype) if settings.saliency_dtype else None,
             parameters=settings.update_ratio < 1,
@@ -180,19 +190,21 @@ class Sage:
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the model out of pickles: who reads them has another one, if any."""
         shared = SharedGradient(self.settings.update_ratio)
-        return {**vars(self), "model": None, "_shared": shared, "_clean": []}
+        return {**vars(self), "model": None, "forward": None, "_shared": shared, "_clean": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sage":
         """Copies the settings; the copy is attached to the same model."""
         memo |= {id(part): part for part in (self.model, self.loss_fn)}
         copied = Sage.__new__(Sage)
-        vars(copied).update(copy.deepcopy(self.__getstate__(), memo), model=self.model)
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied.model, copied.forward = self.model, self.forward
         return copied
 
     def __repr__(self) -> str:
         """Names the settings."""
         model = None if self.model is None else type(self.model).__name__
-        others = {"generator": self.generator, "model": model, "loss_fn": self.loss_fn}
+        others: dict[str, Any] = {"generator": self.generator, "model": model}
+        others |= {"loss_fn": self.loss_fn, "forward": self.forward}
         return written({**asdict(self.settings), **others})
 
 

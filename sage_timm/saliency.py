@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from sage_timm.gradient import Clean, Loss, LossGradient, input_gradient
+from sage_timm.gradient import Clean, Forward, Loss, LossGradient, input_gradient
 
 _SIGMA_PER_PIXEL = 1 / 32  # the authors smooth 32-pixel images with sigma 1 ...
 _RADIUS_IN_SIGMAS = 2  # ... and a 5 x 5 kernel
@@ -20,6 +20,7 @@ def saliency(
     targets: Tensor,
     loss_fn: Loss,
     *,
+    forward: Forward | None = None,
     size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -33,6 +34,7 @@ def saliency(
         images: Floating-point batch ``[B, C, H, W]``, in the range that the model is trained on.
         targets: What ``loss_fn`` takes beside the logits, usually ``[B, num_classes]``.
         loss_fn: The task loss, ``loss_fn(logits, targets)``, a scalar.
+        forward: ``forward(model, images)``, the logits; ``model(images)`` if None.
         size: Pixels of the shorter side to which the images are shrunk first; the maps are enlarged
             to the images' own size. The images as they are if None, or if they are no larger.
         dtype: ``torch.float16`` or ``torch.bfloat16`` to run the model under autocast; as the
@@ -46,7 +48,9 @@ def saliency(
 
     Source: Ma et al., SAGE, BMVC 2022, Eq. 1.
     """
-    return saliency_pass(model, images, targets, loss_fn, size=size, dtype=dtype)[0]
+    return saliency_pass(model, images, targets, loss_fn, forward=forward, size=size, dtype=dtype)[
+        0
+    ]
 
 
 def saliency_pass(
@@ -55,6 +59,7 @@ def saliency_pass(
     targets: Tensor,
     loss_fn: Loss,
     *,
+    forward: Forward | None = None,
     size: int | None = None,
     dtype: torch.dtype | None = None,
     parameters: bool = False,
@@ -63,7 +68,9 @@ def saliency_pass(
 
     def gradient_of(images: Tensor) -> LossGradient:
         with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
-            return input_gradient(model, images, targets, loss_fn, parameters=parameters)
+            return input_gradient(
+                model, images, targets, loss_fn, forward=forward, parameters=parameters
+            )
 
     if size is None or size >= min(images.shape[2:]):
         gradient = gradient_of(images)

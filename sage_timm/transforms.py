@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from sage_timm.gradient import Loss
+from sage_timm.gradient import Forward, Loss
 from sage_timm.mixup import check_range
 from sage_timm.sage import Sage
 from sage_timm.settings import SageSettings, takes_settings, written
@@ -57,9 +57,12 @@ class SageMix(v2.MixUp):
         if model is not None:
             self.attach(model)
 
-    def attach(self, model: nn.Module, loss_fn: Loss | None = None) -> "SageMix":
+    def attach(
+        self, model: nn.Module, loss_fn: Loss | None = None, forward: Forward | None = None
+    ) -> "SageMix":
         """Binds the model in training, and its loss; see :meth:`sage_timm.SageMixup.attach`."""
-        self.sage.attach(model, loss_fn or self._given_loss or SoftTargetCrossEntropy())
+        loss_fn = loss_fn or self._given_loss or SoftTargetCrossEntropy()
+        self.sage.attach(model, loss_fn, forward)
         return self
 
     def extra_repr(self) -> str:
