@@ -15,7 +15,7 @@ from harness.methods.sage import is_sage
 from harness.run_config import RunConfig
 from harness.store import Line, all_finite
 
-_SHARED = ("alpha", "label_smoothing")
+_SHARED = ("alpha", "label_smoothing", "cutmix_alpha")
 _OWN = ("alpha", *(f.name for f in fields(MethodConfig) if f.name not in _SHARED))
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
 _ALWAYS = ("top1", "train_loss", "train_seconds", "history", "notes", "broken_images")
