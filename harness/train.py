@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART
-from harness.data import load_splits
+from harness.data import dataset_name, load_splits
 from harness.device import autocast, device_name, from_first, timed
 from harness.learner import (
     BuildLearner,
@@ -279,6 +279,7 @@ class _Run:
             "method": config.method,
             "seed": config.seed,
             "dataset": config.data.dataset,
+            "dataset_name": dataset_name(config.data),
             "model": config.model,
             "epochs": config.schedule.epochs,
             "train_size": len(self.splits.train),

@@ -36,6 +36,8 @@ class Setting:
     config: dict[str, Any] | None
     """The settings that they share; None if the lines do not tell."""
     title: str = "What the mixes keep"
+    dataset: str | None = None
+    """What the data set is called, by runs.jsonl if it says so, else by another file."""
     lines: dict[str, list[Line]] = field(default_factory=dict)
     """Lines by file, each with the "label" of its method; those of diverged runs left out."""
     methods: dict[str, Method] = field(default_factory=dict)
@@ -100,6 +102,8 @@ def settings(files: Mapping[str, Sequence[Line]]) -> list[Setting]:
             config = _shared(line.get("config"))
             setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config))
             setting.lines.setdefault(file, []).append(line)
+            if file == "runs" or setting.dataset is None:
+                setting.dataset = line.get("dataset_name", setting.dataset)
     for setting in found.values():
         rows = [f for f in setting.lines if of.get(f, "runs") in ("runs", "mixes")]
         methods = dict.fromkeys(method_of(line) for file in rows for line in setting.lines[file])
@@ -215,11 +219,16 @@ def _name(found: Sequence[Setting]) -> None:
     """Gives each setting of one learner a title, with what tells it from the others."""
     flat = [pd.json_normalize(setting.config).to_dict("records")[0] for setting in found]
     differing = [name for name in _differing(flat) if name not in _NAMED_IN_TITLE]
+    data: dict[str | None, set[Any]] = {}
+    for setting, values in zip(found, flat, strict=True):
+        data.setdefault(setting.dataset, set()).add(values.get("data.fingerprint"))
+    if None not in data and all(len(prints) == 1 for prints in data.values()):
+        differing = [name for name in differing if name != "data.fingerprint"]  # the names tell
     for setting, values in zip(found, flat, strict=True):
         line = next(iter(setting.lines.get("results", [])), {})
         sort = "measure on" if setting.learner is None else "choose the epoch by"
         parts = (
-            ("{}", line.get("dataset", values.get("data.dataset"))),
+            ("{}", setting.dataset or line.get("dataset", values.get("data.dataset"))),
             ("{} training images", line.get("train_size", values.get("data.train_size"))),
             (f"{{}} to {sort}", line.get("validation_size")),
             ("{}", line.get("model", values.get("model"))),

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-import harness.data
+import harness.run_config
 from harness.config import ScheduleConfig
 from harness.data import DataConfig
 from harness.methods.base import MethodConfig
@@ -11,7 +11,7 @@ from harness.run_config import RunConfig
 
 
 def test_settings_come_back_from_a_results_line(monkeypatch):
-    monkeypatch.setattr(harness.data, "fingerprint", lambda data: data.dataset)
+    monkeypatch.setattr(harness.run_config, "fingerprint", lambda data: data.dataset)
     config = RunConfig(
         "sage",
         seed=3,
