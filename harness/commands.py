@@ -321,7 +321,7 @@ class Report(Command):
     Reads runs.jsonl, failures.jsonl, results.jsonl, robustness.jsonl, foreground.jsonl,
     dynamics.jsonl, agreement.jsonl, episodes.jsonl, overhead.json and gallery.png, as far as they
     are there; several folders are read as if they were one. Prints the tables, and writes
-    report.html, report.md and the pictures (PNG).
+    report.html, report.md, the pictures (PNG), and results.csv with a row a run.
 
     Usage examples:
 
@@ -338,17 +338,18 @@ class Report(Command):
     """Folder to write to; the first of the others if not given."""
 
     def __call__(self) -> None:
-        from harness.report import markdown, read, sections, write
+        from harness.report import markdown, read, sections, write, write_rows
 
         if not self.directories:
             raise ValueError("name at least one folder that holds a results.jsonl")
         found = [folder for named in self.directories for folder in folders(named)]
         out = self.out or found[0]
         make_directory(out)
-        contents = sections(read([*dict.fromkeys(found)]))
+        lines = read([*dict.fromkeys(found)])
+        contents = sections(lines)
         print(markdown(contents, pictures=False))
         print()
-        for path in write(contents, out):
+        for path in [*write(contents, out), *write_rows(lines, out)]:
             print(f"written: {path}")
 
 

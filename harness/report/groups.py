@@ -48,6 +48,8 @@ class Setting:
     """Errors by label and seed."""
     diverged: dict[tuple[str, int], str] = field(default_factory=dict)
     """Why a run's figures count for nothing, by label and seed."""
+    finished: list[Line] = field(default_factory=list)
+    """A line of results a run, those of diverged runs too; of two for one run, the later."""
 
     @property
     def learner(self) -> str | None:
@@ -175,6 +177,7 @@ def _set_apart(setting: Setting, files: Sequence[str]) -> None:
         file: {(line["label"], line["seed"]): line for line in setting.lines.get(file, [])}
         for file in ("runs", "failures", "results")
     }
+    setting.finished = [*of["results"].values()]
     reasons = {run: _divergence(line) for run, line in of["results"].items()}
     setting.diverged = {run: reason for run, reason in reasons.items() if reason}
     setting.failed = {
@@ -202,16 +205,21 @@ def _divergence(line: Line) -> str | None:
 
 
 def _shared(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Takes what runs share; settings younger than the line have the defaults of their time."""
+    """Takes what runs share, whole."""
     if config is None:
         return None
-    told = {name: value for name, value in config.items() if name not in ("method", "seed")}
+    whole = {k: v for k, v in completed(config).items() if k not in ("method", "seed")}
+    whole["mixing"] = {k: v for k, v in whole["mixing"].items() if k not in _OWN}
+    return whole
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives settings that are younger than their line the defaults of its time."""
     whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
-    whole |= RunConfig.BEFORE | told
+    whole |= RunConfig.BEFORE | dict(config)
     for name, part in RunConfig.PARTS.items():
         defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
-        whole[name] = defaults | told.get(name, {})
-    whole["mixing"] = {k: v for k, v in whole["mixing"].items() if k not in _OWN}
+        whole[name] = defaults | config.get(name, {})
     return whole
 
 
