@@ -76,6 +76,9 @@ class Train(Settings):
     comixup, and sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
+    tensorboard: bool = False
+    """Write loss, learning rate and accuracy after each epoch to OUT/tensorboard, a folder a run;
+    needs the package tensorboard."""
 
     def __call__(self) -> None:
         import torch
@@ -83,8 +86,11 @@ class Train(Settings):
 
         from harness.run_config import RunConfig
         from harness.runs import note_runs, run_all
+        from harness.tensorboard import Curves, summary_writer
         from harness.train import Progress, train
 
+        if self.tensorboard:
+            summary_writer()
         runs = each_run(self.run, self.methods, self.seeds)
         self.begin(runs)
         place = init_distributed_device_so(self.device)
@@ -93,7 +99,9 @@ class Train(Settings):
             note_runs(runs, self.out)
 
         def call(run: RunConfig, progress: Progress) -> None:
-            line = train(run, self.out, device, rank, progress=progress)
+            with Curves(run, self.out) as curves:
+                log = curves if self.tensorboard else None
+                line = train(run, self.out, device, rank, log=log, progress=progress)
             if rank == 0:
                 tqdm.write(
                     f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
