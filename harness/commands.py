@@ -52,6 +52,38 @@ class Check(Command):
 
 
 @dataclass(frozen=True)
+class Init(Command):
+    """Say which training to begin with on a folder of images, why, and how long it will take.
+
+    Makes the same check as the check command, chooses network, image size, schedule and methods by
+    what the folder holds, times a few steps of each method on this machine, and prints the train
+    command. Nothing is trained or written.
+
+    Usage examples:
+
+      python -m harness init photographs
+
+      python -m harness init photographs --val-split test --device cuda
+    """
+
+    data_dir: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds SPLIT/CLASS/, with images at any depth."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "validation"
+    """Split to measure on; where there is none called validation, val, valid or test."""
+    device: str | None = None
+    """Where to train: cpu, cuda, cuda:1, ...; if None, cuda where there is one."""
+
+    GOES_ON: ClassVar[bool] = False
+
+    def __call__(self) -> None:
+        from harness.init import propose
+
+        print(propose(self.data_dir, self.train_split, self.val_split, self.device))
+
+
+@dataclass(frozen=True)
 class Train(Settings):
     r"""Train every method with every seed, and append one line a run to OUT/results.jsonl.
 
@@ -409,7 +441,7 @@ class Gallery(Settings):
 
 # fmt: off
 COMMANDS: tuple[type[Command], ...] = (
-    Check, Train, Robustness, Overhead, Foreground, Agreement, Dynamics, Report, Gallery,
+    Check, Init, Train, Robustness, Overhead, Foreground, Agreement, Dynamics, Report, Gallery,
 )
 # fmt: on
 """The commands in the order of the help."""
