@@ -69,6 +69,11 @@ class FewShot:
     backbone: str = "cnn4_32"
     """learn2learn's cnn4, cnn4_32 (half as many channels), resnet12 or wrn28, or any network that
     timm knows."""
+    pretrained: bool = False
+    """Start from the weights that timm downloads for the backbone; learn2learn's have none."""
+    initial_checkpoint: Path | None = None
+    """Start from the weights in this file, in the place of published ones: a state_dict, or a
+    checkpoint of timm's or of this command's. A head of another size is left out."""
     learner: LearnerName = "classifier"
     """classifier learns to tell all base classes apart; protonet, maml and anil learn from
     episodes of them, whose queries are mixed. An epoch is then tasks.steps steps."""

@@ -87,6 +87,10 @@ class FewShotConfig(RunConfig):
                 f"{learner} does not go with manifold, which mixes all images of the network's "
                 "next pass: a task's support must stay unmixed"
             )
+        if self.schedule.bce_loss:
+            raise ValueError(
+                f"{learner} learns by the cross-entropy of a task's ways: leave out bce_loss"
+            )
         if self.compile:
             raise ValueError(
                 f"{learner} does not go with compile=True: it passes images through the network's "

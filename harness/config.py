@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sage_timm.settings import SageSettings
 
@@ -17,7 +17,6 @@ RANK_APART = 1_000_003
 """Between the random states of two processes."""
 LEAST_GLYPH = 8
 """Pixels of a glyph's side at least."""
-_SEEDS = 2**32  # NumPy's
 Amp = Literal["none", "bfloat16", "float16"]
 BatchNorm = Literal["clean", "running"]
 
@@ -39,22 +38,49 @@ def check_at_least(least: int, **settings: int | None) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def later(default: Any) -> Any:
+    """Gives the default of a setting that runs were trained without before there was one.
+
+    At its default it is left out of a run's identity, so that those runs are found again.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The optimiser and its schedule, the same for every method."""
+    """The optimiser, its loss and its schedule, the same for every method."""
 
     epochs: int = 30
     """Passes over the training images."""
+    opt: str = later("sgd")
+    """timm's optimiser, by any name in timm.optim.list_optimizers(): sgd, adamw, lamb, ..."""
     lr: float = 0.1
     """Initial learning rate."""
     momentum: float = 0.9
-    """Nesterov momentum."""
+    """Momentum, of an optimiser that has one; sgd's is Nesterov's."""
     weight_decay: float = 5e-4
     """Weight decay."""
     sched: Literal["cosine", "multistep", "constant"] = "cosine"
     """timm's scheduler."""
     decay_milestones: tuple[int, ...] = (100, 200)
     """multistep: epochs at which the learning rate falls to a tenth."""
+    warmup_epochs: int = later(0)
+    """Epochs in which the learning rate first rises from timm's 1e-5, epoch by epoch; they are
+    among the others."""
+    layer_decay: float | None = later(None)
+    """Each layer's share of the learning rate of the next one, as in timm; for fine-tuning."""
+    clip_grad: float | None = later(None)
+    """Scale gradients down to this norm where theirs is larger, as in timm."""
+    bce_loss: bool = later(False)
+    """Learn by timm's binary cross-entropy, each class for itself."""
+    bce_target_thresh: float | None = later(None)
+    """bce_loss: classes with more than this share of a mixed label are targets of 1, others of 0;
+    if None, the share is the target."""
+    model_ema: bool = later(False)
+    """Measure and save the exponential moving average of the network's weights, timm's ModelEmaV3
+    with its warm-up."""
+    model_ema_decay: float = later(0.9998)
+    """model_ema: decay of the average with each step."""
 
     def check(self) -> None:
         """Raises a ValueError if a number is out of its range."""
@@ -67,6 +93,16 @@ class ScheduleConfig:
             raise ValueError(
                 f"decay_milestones must be epochs in ascending order, got {milestones}"
             )
+        check_in(f"[0, {self.epochs})", warmup_epochs=self.warmup_epochs)
+        if self.layer_decay is not None:
+            check_in("(0, 1]", layer_decay=self.layer_decay)
+        if self.clip_grad is not None:
+            check_in("(0, inf)", clip_grad=self.clip_grad)
+        if self.bce_target_thresh is not None:
+            check_in("[0, 1)", bce_target_thresh=self.bce_target_thresh)
+            if not self.bce_loss:
+                raise ValueError("bce_target_thresh is a setting of bce_loss: set bce_loss=True")
+        check_in("(0, 1)", model_ema_decay=self.model_ema_decay)
 
 
 @dataclass(frozen=True)
@@ -111,6 +147,11 @@ class DataConfig:
     """rrc: smallest and largest share of the area that a crop takes, as in timm."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """rrc: smallest and largest width over height of a crop, as in timm."""
+    aa: str | None = later(None)
+    """timm's AutoAugment, RandAugment or AugMix after the crop, by its name there:
+    rand-m9-mstd0.5-inc1, original, v0, 3a, augmix-m3-w3, ..."""
+    reprob: float = later(0.0)
+    """Probability that timm's RandomErasing fills a part of an image with noise."""
     batch_size: int = 100
     """Images in a batch, of all devices together."""
     workers: int = 0
@@ -137,21 +178,29 @@ class DataConfig:
             raise ValueError(f"scale must be two shares in (0, 1], ascending, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1] < inf:
             raise ValueError(f"ratio must be two numbers above 0, ascending, got {self.ratio}")
+        check_in("[0, 1]", reprob=self.reprob)
         if self.on_device and self.train_crop_mode != "pad":
             raise ValueError(
                 f"on_device=True needs train_crop_mode='pad', got {self.train_crop_mode!r}"
+            )
+        if self.on_device and self.aa is not None:
+            raise ValueError(
+                f"aa={self.aa!r} changes PIL images one by one, and on_device=True keeps tensors: "
+                "leave one of the two out"
             )
 
 
 @dataclass(frozen=True)
 class MethodConfig(SageSettings):
-    """Settings of the mixing methods: SAGE's own, and two that more of them read."""
+    """Settings of the mixing methods: SAGE's own, and those that more of them read."""
 
     alpha: float | None = None
     """Parameter of the Beta distribution; the paper's of each method if None: 2 for manifold, else
     1."""
     label_smoothing: float = 0.0
     """Label smoothing, the same for every method."""
+    cutmix_alpha: float | None = later(None)
+    """cutmix, mixup-cutmix: CutMix's alpha, where it is another than mixup's."""
 
     def alpha_or(self, default: float) -> float:
         """Returns alpha, or the method's own default where none is set."""
@@ -161,6 +210,8 @@ class MethodConfig(SageSettings):
         """Raises a ValueError if a number is out of its range; SAGE's are checked already."""
         if self.alpha is not None:
             check_in("(0, inf)", alpha=self.alpha)
+        if self.cutmix_alpha is not None:
+            check_in("(0, inf)", cutmix_alpha=self.cutmix_alpha)
         check_in("[0, 1)", label_smoothing=self.label_smoothing)
 
 

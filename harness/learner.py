@@ -5,9 +5,9 @@ from typing import Protocol
 
 import torch
 from timm.data import resolve_data_config
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.utils import reduce_tensor
+from timm.utils import dispatch_clip_grad, reduce_tensor
 from torch import Tensor, nn
 
 from harness.config import ScheduleConfig
@@ -48,7 +48,7 @@ class Classifier:
                 f"{len(splits.train)} training images"
             )
         self.model = model
-        self.loss_fn = SoftTargetCrossEntropy()
+        self.loss_fn = make_loss(config.schedule)
         self.mix = METHODS[config.method](config.mixing, model, self.loss_fn, len(splits.classes))
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -62,26 +62,49 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
     before_step: Callable[[], None] | None = None,
+    clip_grad: float | None = None,
 ) -> None:
-    """Takes the gradients of a loss, and one step of the optimiser along them."""
+    """Takes the gradients of a loss, scales them down to a norm, and steps along them."""
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     if before_step is not None:
         before_step()
+    if clip_grad is not None:
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        dispatch_clip_grad(parameters, clip_grad)
     scaler.step(optimizer)
     scaler.update()
 
 
+def make_loss(schedule: ScheduleConfig) -> nn.Module:
+    """Makes the loss that every method trains with, for soft targets, as in timm's script."""
+    if schedule.bce_loss:
+        return BinaryCrossEntropy(target_threshold=schedule.bce_target_thresh)
+    return SoftTargetCrossEntropy()
+
+
 def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """Makes the optimiser that every run trains with: SGD with Nesterov momentum."""
-    return create_optimizer_v2(
-        model,
-        opt="sgd",
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-    )
+    """Makes the optimiser that every method trains with.
+
+    Raises a ValueError if timm cannot make it here, or if it needs second derivatives.
+    """
+    try:
+        optimizer = create_optimizer_v2(
+            model,
+            opt=schedule.opt,
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            layer_decay=schedule.layer_decay,
+        )
+    except Exception as error:  # a module that is missing is an assertion of timm's
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"opt={schedule.opt!r} cannot be had here: {reason}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"opt={schedule.opt!r} needs second derivatives, which no method gives it")
+    return optimizer
 
 
 def average_gradients(model: nn.Module, devices: int) -> None:

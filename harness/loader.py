@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import create_loader, create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
 from torchvision.transforms import v2
@@ -23,6 +24,7 @@ from harness.folders import as_mode, image_mode
 
 _PADDING = 8  # a crop may reach an eighth of the side beyond the image
 _DECODED_AT_ONCE = 256
+_ERASED_BY = "pixel"  # normal noise, as in timm's train script
 
 
 def make_loader(
@@ -54,7 +56,9 @@ def make_loader(
         decoded = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=config.workers)
         parts = list(tqdm(decoded, desc="decoding", leave=False, disable=None))
         pixels, targets = (torch.cat(part).to(device) for part in zip(*parts, strict=True))
+        erase = RandomErasing(config.reprob, mode=_ERASED_BY, device=device)
         kept = DeviceImages(pixels, targets, mean, std, padding, hflip)
+        kept.erase = erase if config.reprob else None
         sampler = DistributedSampler(kept) if devices > 1 else RandomSampler(kept)
         return DataLoader(kept, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=True)
     loader = create_loader(
@@ -67,6 +71,9 @@ def make_loader(
         ratio=config.ratio,
         hflip=hflip or 0.0,
         color_jitter=0.0,
+        auto_augment=config.aa,
+        re_prob=config.reprob,
+        re_mode=_ERASED_BY,
         interpolation=model_config["interpolation"],
         mean=mean,
         std=std,
@@ -79,7 +86,8 @@ def make_loader(
         steps = [convert, loader.dataset.transform]
     elif training:
         steps.append(v2.RandomCrop(config.image_size, padding=padding))
-        steps += [v2.RandomHorizontalFlip(hflip), v2.PILToTensor()]
+        steps += [v2.RandomHorizontalFlip(hflip), *_augmentation(config, model_config)]
+        steps.append(v2.PILToTensor())
     else:
         steps.append(v2.PILToTensor())
     loader.dataset.transform = v2.Compose(steps)
@@ -97,6 +105,35 @@ def _square(config: DataConfig, model_config: dict[str, Any]) -> list[Any]:
         use_prefetcher=True,  # ends with a byte tensor, and normalises nothing
     )
     return transform.transforms[:-1]
+
+
+def check_augmentation(config: DataConfig) -> None:
+    """Raises a ValueError if timm knows no augmentation of the name that is asked for."""
+    try:
+        _augmentation(config, {"interpolation": "bilinear", "mean": (0.5,) * config.in_chans})
+    except Exception as error:  # timm asserts, or looks up a key
+        raise ValueError(
+            f"aa={config.aa!r} is not an augmentation of timm's, such as rand-m9-mstd0.5-inc1, "
+            f"original, v0, 3a or augmix-m3-w3: {error}"
+        ) from error
+
+
+def _augmentation(config: DataConfig, model_config: dict[str, Any]) -> list[Any]:
+    """Makes the step of timm's training transform that is AutoAugment or its like, if asked for."""
+    if config.aa is None:
+        return []
+    if not config.aa:
+        raise ValueError("it has no name")
+    _, augmentation, _ = create_transform(
+        config.image_size,
+        is_training=True,
+        auto_augment=config.aa,
+        color_jitter=None,
+        interpolation=model_config["interpolation"],
+        mean=model_config["mean"],
+        separate=True,
+    )
+    return augmentation.transforms
 
 
 class DeviceImages(Dataset):
@@ -129,6 +166,8 @@ class DeviceImages(Dataset):
         self.size = pixels.shape[2:]
         self.padding = padding
         self.hflip = hflip
+        self.erase: RandomErasing | None = None
+        """Changes normalised images, if set."""
 
     def __len__(self) -> int:
         return len(self.padded)
@@ -141,7 +180,8 @@ class DeviceImages(Dataset):
         chosen, corners, flips = (t.to(self.padded.device) for t in (chosen, corners, flips))
         images = crop(self.padded[chosen], corners, flips, self.size)
         scaled = to_dtype(images, torch.float32, scale=True)
-        return normalize(scaled, self.mean, self.std, inplace=True), self.targets[chosen]
+        images = normalize(scaled, self.mean, self.std, inplace=True)
+        return images if self.erase is None else self.erase(images), self.targets[chosen]
 
 
 def crop(images: Tensor, corners: Tensor, flips: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.layers import BatchNormAct2d, create_conv2d
+from timm.layers import BatchNormAct2d, DropPath, create_conv2d
 from timm.models import register_model
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
@@ -25,7 +25,9 @@ _CIFAR_CONFIG = {
 }
 
 
-def create_network(name: str, classes: int, image_size: int, in_chans: int = 3) -> nn.Module:
+def create_network(
+    name: str, classes: int, image_size: int, in_chans: int = 3, drop_path: float | None = None
+) -> nn.Module:
     """Makes a network by its name in timm.
 
     Args:
@@ -33,15 +35,36 @@ def create_network(name: str, classes: int, image_size: int, in_chans: int = 3) 
         classes: The number of classes.
         image_size: Height and width in pixels, for networks whose weights depend on it.
         in_chans: Channels of an image; one channel is normalised by the means over RGB's.
+        drop_path: Probability that training leaves out the deepest block, less above it.
+
+    Raises:
+        ValueError: If ``drop_path`` is given, and the network has none.
     """
     known = timm.get_pretrained_cfg(name)
-    size = {"img_size": image_size} if known is not None and known.fixed_input_size else {}
-    network: nn.Module = timm.create_model(name, num_classes=classes, in_chans=in_chans, **size)
+    fixed = known is not None and known.fixed_input_size
+    options: dict[str, Any] = {"img_size": image_size} if fixed else {}
+    if drop_path is not None:
+        options["drop_path_rate"] = drop_path
+    try:
+        network: nn.Module = timm.create_model(
+            name, num_classes=classes, in_chans=in_chans, **options
+        )
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise _no_drop_path(name, drop_path) from error
+    drops = (part.drop_prob for part in network.modules() if isinstance(part, DropPath))
+    if drop_path is not None and not any(drops):
+        raise _no_drop_path(name, drop_path)
     if in_chans == 1:
         known = resolve_data_config({}, model=network)
         grey = {key: (sum(known[key]) / len(known[key]),) for key in ("mean", "std")}
         network.pretrained_cfg = {**network.pretrained_cfg, **grey}
     return network
+
+
+def _no_drop_path(name: str, drop_path: float | None) -> ValueError:
+    return ValueError(f"drop_path={drop_path}: {name} has no blocks that it could leave out")
 
 
 def _cifar(model: Any, pretrained: bool) -> Any:

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
+from timm.optim import list_optimizers
+from torch import nn
 
 import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.config import (
@@ -18,10 +21,13 @@ from harness.config import (
     ScheduleConfig,
     check_at_least,
     check_in,
+    later,
 )
 from harness.data import fingerprint
+from harness.loader import check_augmentation
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import needs
+from harness.weights import InitialWeights
 
 _SEEDS = 2**32  # NumPy's
 
@@ -42,6 +48,10 @@ class RunConfig:
     devices: int = 1
     batch_norm: BatchNorm = "clean"
     measured_epochs: int = 10
+    pretrained: bool = False
+    initial_checkpoint: Path | None = None
+    initial_weights: str = later("")
+    drop_path: float | None = later(None)
 
     PARTS: ClassVar[dict[str, type]] = {
         "data": DataConfig,
@@ -52,6 +62,8 @@ class RunConfig:
     """What runs were trained with before there was a setting, where that is not its default."""
     PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download", "name")
     """Settings of the data that say where they are and what they are called, not what they are."""
+    SOURCE: ClassVar[tuple[str, ...]] = ("pretrained", "initial_checkpoint")
+    """Settings that say where ``initial_weights``, a digest, are from."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded."""
@@ -78,6 +90,47 @@ class RunConfig:
             )
         if not timm.is_model(self.model):
             raise ValueError(f"model must be one that timm.list_models() knows, got {self.model!r}")
+        if self.drop_path is not None:
+            check_in("(0, 1)", drop_path=self.drop_path)
+        if self.schedule.opt.removeprefix("lookahead_") not in list_optimizers():
+            raise ValueError(
+                "opt must be one that timm.optim.list_optimizers() knows, got "
+                f"{self.schedule.opt!r}"
+            )
+        check_augmentation(self.data)
+        self._find_weights()
+
+    def _find_weights(self) -> None:
+        """Notes the digest of the weights to start from, where their source is named."""
+        weights = self._weights()
+        if weights is None:
+            return
+        if self.initial_weights not in ("", weights.digest):
+            raise ValueError(
+                f"initial_weights={self.initial_weights!r} are not those of {weights.source}, "
+                f"which are {weights.digest!r}"
+            )
+        object.__setattr__(self, "initial_weights", weights.digest)
+
+    def _weights(self) -> InitialWeights | None:
+        """Finds the weights to start from; None if no source is named."""
+        if self.initial_checkpoint is not None:
+            return InitialWeights.from_file(self.initial_checkpoint)
+        return InitialWeights.from_timm(self.model) if self.pretrained else None
+
+    def load_initial_weights(self, network: nn.Module) -> None:
+        """Loads the weights to start from into the run's network, if it starts from any.
+
+        Raises a ValueError if they do not fit, or if only their digest is known.
+        """
+        weights = self._weights()
+        if weights is not None:
+            weights.load_into(network)
+        elif self.initial_weights:
+            raise ValueError(
+                f"initial_weights={self.initial_weights!r} name a run that is trained already: to "
+                "train it, give their initial_checkpoint, or pretrained=True"
+            )
 
     @property
     def least_images(self) -> int:
@@ -85,10 +138,16 @@ class RunConfig:
         return self.data.batch_size
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings as JSON: a fingerprint of the images stands for where they are."""
-        settings = asdict(self)
+        """Returns the settings as JSON, less those that came later and have their default.
+
+        A fingerprint of the images stands for where they are, and a digest of the initial weights
+        for theirs.
+        """
+        settings = _told(self)
         for name in self.PLACE:
-            del settings["data"][name]
+            settings["data"].pop(name, None)
+        for name in self.SOURCE:
+            del settings[name]
         settings["data"]["fingerprint"] = fingerprint(self.data)
         identity: dict[str, Any] = json.loads(json.dumps(settings))
         return identity
@@ -118,6 +177,16 @@ class RunConfig:
         identity = self.identity()
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.method}-seed{self.seed}-{digest[:10]}"
+
+
+def _told(config: Any) -> dict[str, Any]:
+    """Gives settings, and those of their parts, less what came later and has its default."""
+    values = {setting: getattr(config, setting.name) for setting in fields(config)}
+    return {
+        setting.name: _told(value) if is_dataclass(value) else value
+        for setting, value in values.items()
+        if "later" not in setting.metadata or value != setting.default
+    }
 
 
 def _made(kind: type, settings: dict[str, Any], name: str) -> Any:

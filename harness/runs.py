@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from timm.loss import SoftTargetCrossEntropy
 from tqdm import tqdm
 
 from harness.config import make_directory
 from harness.data import count_images, dataset_name
 from harness.device import from_first
+from harness.learner import make_loss, make_optimizer
 from harness.methods import METHODS
 from harness.models import create_network
 from harness.run_config import RunConfig
-from harness.store import append_result, read_results
+from harness.store import RUN, append_result, read_results
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
@@ -48,15 +48,19 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
         )
     size, channels = run.data.image_size, run.data.in_chans
     try:
-        network = create_network(run.model, classes, size, channels)
+        network = create_network(run.model, classes, size, channels, run.drop_path)
         with torch.no_grad():
             network.eval()(torch.zeros(1, channels, size, size))
     except Exception as error:
         message = f"model={run.model!r} does not go with image_size={size}: {error}"
         raise ValueError(message) from error
+    make_optimizer(network, run.schedule)
+    done = [line["config"] for line in read_results(out / "results.jsonl", RUN)]
+    if any(other.identity() not in done for other in runs):
+        run.load_initial_weights(network)
     for method in dict.fromkeys(run.method for run in runs):
         try:
-            METHODS[method](run.mixing, network, SoftTargetCrossEntropy(), classes)
+            METHODS[method](run.mixing, network, make_loss(run.schedule), classes)
         except ValueError:
             raise
         except Exception:  # no matter of settings: the run will fail, and not keep the others

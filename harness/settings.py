@@ -41,6 +41,45 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": ScheduleConfig(epochs=160),
         "channels_last": True,
     },
+    "finetune": {
+        "model": "resnet50",
+        "pretrained": True,
+        "drop_path": 0.1,
+        "data": DataConfig(
+            dataset="folder",
+            image_size=224,
+            crop_mode="center",
+            crop_pct=0.95,
+            train_crop_mode="rrc",
+            scale=(0.35, 1.0),
+            batch_size=64,
+        ),
+        "schedule": ScheduleConfig(
+            epochs=40, opt="adamw", lr=5e-4, weight_decay=0.05, warmup_epochs=5
+        ),
+    },
+    "timm-a3": {
+        "model": "resnet50",
+        "data": DataConfig(
+            dataset="folder",
+            image_size=160,
+            crop_mode="center",
+            crop_pct=0.95,
+            train_crop_mode="rrc",
+            aa="rand-m6-mstd0.5-inc1",
+            batch_size=2048,
+        ),
+        "schedule": ScheduleConfig(
+            epochs=100,
+            opt="lamb",
+            lr=8e-3,
+            weight_decay=0.02,
+            warmup_epochs=5,
+            bce_loss=True,
+            bce_target_thresh=0.2,
+        ),
+        "mixing": MethodConfig(alpha=0.1, cutmix_alpha=1.0),
+    },
 }
 """Defaults for :class:`Settings`, by the preset's name.
 
@@ -48,6 +87,11 @@ The first four are the paper's (Ma et al., BMVC 2022, and the authors' public im
 epochs of SGD with Nesterov momentum, learning rate 0.2 and a tenth of it from epochs 100 and 200
 on, weight decay 1e-4, batches of 100, and each network's largest weight and update ratio. ``cpu``
 trains a small network on 1,000 images of CIFAR-10 until it fits them: some ten minutes a run.
+
+``finetune`` starts from published weights. AdamW, its learning rate and weight decay, cosine with
+five epochs of warm-up and the drop path are DeiT's (Touvron et al., ICML 2021); the length, the
+batch and the milder crops are this project's. ``timm-a3`` is procedure A3 of Wightman, Touvron and
+Jégou (ResNet strikes back, 2021), whose binary targets are timm's with a threshold of 0.2.
 """
 
 
@@ -73,10 +117,20 @@ class Settings(Command):
     preset: str | None = None
     """Settings to start from, which the other options change: cifar10-preactresnet18,
     cifar100-preactresnet18, cifar100-wrn16-8 and cifar100-resnext29-4-24 are the paper's, cpu is
-    for two cores."""
+    for two cores, finetune for pretrained networks, timm-a3 for ImageNet from scratch."""
     model: str = "preactresnet8_cifar"
     """Any network that timm knows; of the harness's own: preactresnet8_cifar (small),
     preactresnet18_cifar, wrn16_8_cifar, resnext29_4_24_cifar."""
+    pretrained: bool = False
+    """Start from the network's published weights, which timm downloads."""
+    initial_checkpoint: Path | None = None
+    """Start from the weights in this file, in the place of published ones: a state_dict, or a
+    checkpoint of timm's or of this command's. A head of another size is left out."""
+    initial_weights: str = ""
+    """The digest of those weights, as in results.jsonl: names a run that is trained already, where
+    they are not at hand."""
+    drop_path: float | None = None
+    """Stochastic depth, as in timm: the probability that a step leaves out the deepest block."""
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
     schedule: Annotated[ScheduleConfig, tyro.conf.arg(name="")] = field(
         default_factory=ScheduleConfig

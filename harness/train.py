@@ -15,7 +15,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2
-from timm.utils import AverageMeter, distribute_bn, random_seed
+from timm.utils import AverageMeter, ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
@@ -143,6 +143,8 @@ def train(
 def load_model(config: RunConfig, out: Path, classes: int, device: torch.device) -> nn.Module:
     """Makes a run's network and loads its checkpoint: the best epoch's weights, or the last's.
 
+    With ``model_ema``, the averaged ones.
+
     Raises:
         ValueError: If there is none in ``out``, or it cannot be read.
     """
@@ -157,7 +159,7 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
     model = _network(config, classes, device)
-    model.load_state_dict(state.get("best", state["model"]))
+    model.load_state_dict(state.get("best", state.get("model_ema", state["model"])))
     return model
 
 
@@ -182,6 +184,7 @@ class _Run:
         self.splits = load_splits(data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
         self.model = _network(config, len(self.splits.classes), device)
+        config.load_initial_weights(self.model)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.compile:
@@ -197,7 +200,10 @@ class _Run:
             sched=schedule.sched,
             num_epochs=schedule.epochs,
             decay_milestones=list(schedule.decay_milestones),
+            warmup_epochs=schedule.warmup_epochs,
         )
+        self.averaged = self._average() if schedule.model_ema else None
+        self.updates = 0
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -218,20 +224,39 @@ class _Run:
             with timed(times, self.device):
                 with self.autocast():
                     loss = self.learner.loss(images, targets)
-                training_step(loss, self.optimizer, self.scaler, self._average_gradients)
+                clip_grad = self.config.schedule.clip_grad
+                training_step(loss, self.optimizer, self.scaler, self._average_gradients, clip_grad)
+                if self.averaged is not None:
+                    self.updates += 1
+                    self.averaged.update(self.model, step=self.updates)
             losses.update(loss.item(), len(images))
         line = {
             "train_loss": losses.avg,
             "step_ms": median(times),
             "seconds": time.perf_counter() - started,
         }
-        self._average_statistics()
+        self._average_statistics(self.model)
+        if self.averaged is not None:
+            self._average_statistics(self.averaged.module)
         if measured:
             line |= self._measured(last=epoch == self.config.schedule.epochs - 1)
         self.history.append(line)
         if self.validation.best and _best_epoch(self.history) == epoch:
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            weights = {name: value.clone() for name, value in self.counting.state_dict().items()}
             self.best = {"best": weights}
+
+    @property
+    def counting(self) -> nn.Module:
+        """The network whose figures count: the averaged one, if there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def _average(self) -> ModelEmaV3:
+        """Makes the average of the network's weights, of a copy without hooks."""
+        copy = _network(self.config, self.model.num_classes, self.device)  # type: ignore[arg-type]
+        if self.config.channels_last:
+            copy = copy.to(memory_format=torch.channels_last)
+        copy.load_state_dict(self.model.state_dict())
+        return ModelEmaV3(copy, decay=self.config.schedule.model_ema_decay, use_warmup=True)
 
     def autocast(self) -> torch.autocast:
         """Makes a context that computes in the run's type."""
@@ -249,33 +274,43 @@ class _Run:
         if self.config.devices > 1:
             average_gradients(self.model, self.config.devices)
 
-    def _average_statistics(self) -> None:
+    def _average_statistics(self, model: nn.Module) -> None:
         if self.config.devices > 1:
-            distribute_bn(self.model, self.config.devices, reduce=True)
+            distribute_bn(model, self.config.devices, reduce=True)
 
     def _measured(self, last: bool) -> dict[str, Any]:
-        """Measures the network; after its last epoch it keeps clean statistics of batch norm."""
-        norms = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        """Measures the network that counts; after the last epoch, that without averages too."""
+        figures = self._measured_one(self.counting, last)
+        if last and self.averaged is not None:
+            plain = self._measured_one(self.model, last)
+            figures |= {"top1_unaveraged": plain["top1"]} if self.rank == 0 else {}
+        return figures
+
+    def _measured_one(self, model: nn.Module, last: bool) -> dict[str, Any]:
+        """Measures a network; after its last epoch it keeps clean statistics of batch norm."""
+        norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
         has_statistics = any(norm.track_running_stats for norm in norms)
         if self.config.batch_norm == "running" or not has_statistics:
-            return self._figures_now()
-        figures = {"top1_running": self._figures_now()["top1"]} if last and self.rank == 0 else {}
-        running = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+            return self._figures_of(model)
+        figures = {}
+        if last and self.rank == 0:
+            figures["top1_running"] = self._figures_of(model)["top1"]
+        running = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with self.autocast():
-            update_bn((images for images, _ in self._batches("batch norm")), self.model)
-        self._average_statistics()
-        figures |= self._figures_now()
+            update_bn((images for images, _ in self._batches("batch norm")), model)
+        self._average_statistics(model)
+        figures |= self._figures_of(model)
         if not last and not self.validation.best:
             for buffer, value in running:
                 buffer.copy_(value)
         return figures
 
-    def _figures_now(self) -> dict[str, Any]:
-        """Measures the network as it is; only the first process does."""
+    def _figures_of(self, model: nn.Module) -> dict[str, Any]:
+        """Measures a network as it is; only the first process does."""
         if self.rank != 0:
             return {}
         with self.autocast():
-            return self.validation.measure(self.model, self.validation_loader)
+            return self.validation.measure(model, self.validation_loader)
 
     def result(self) -> dict[str, Any]:
         """Makes the line of ``results.jsonl``."""
@@ -321,6 +356,9 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """Makes what a checkpoint holds."""
+        averaged = {}
+        if self.averaged is not None:
+            averaged = {"model_ema": self.averaged.module.state_dict(), "updates": self.updates}
         return {
             "config": self.config.identity(),
             "classes": self.splits.classes,
@@ -328,6 +366,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
+            **averaged,
             **self.best,
         }
 
@@ -335,6 +374,9 @@ class _Run:
         """Goes on from a checkpoint."""
         for name in ("model", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(state[name])
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(state["model_ema"])
+            self.updates = state["updates"]
         self.history = state["history"]
         self.best = {"best": state["best"]} if "best" in state else {}
 
@@ -361,7 +403,10 @@ def _begun(make: Callable[[], _Run], checkpoint: Path) -> _Run:
 
 def _network(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
     data = config.data
-    return create_network(config.model, classes, data.image_size, data.in_chans).to(device)
+    network = create_network(
+        config.model, classes, data.image_size, data.in_chans, config.drop_path
+    )
+    return network.to(device)
 
 
 def _say(config: RunConfig, rank: int, what: str) -> None:

@@ -100,7 +100,7 @@ def measure_agreement(
     identity = config.identity()
 
     def measure(variant: MethodConfig) -> Line:
-        figures = _compare(attached_sage(variant, model, config.seed), batches(), config.seed)
+        figures = _compare(attached_sage(config, model, variant), batches(), config.seed)
         versions = {"torch": torch.__version__, "timm": timm.__version__}
         return {**figures, "device": device_name(device), **versions}
 
@@ -127,7 +127,7 @@ def _batches(
 ) -> list[_Batch]:
     images, classes, _ = fixed.load(model, device)
     targets = mixup_target(classes, fixed.classes, smoothing=config.mixing.label_smoothing)
-    sage = attached_sage(replace(config.mixing, **_FULL | _EACH), model, config.seed)
+    sage = attached_sage(config, model, replace(config.mixing, **_FULL | _EACH))
     random_seed(config.seed)
     size = config.data.batch_size
     parts = list(zip(images.split(size), targets.split(size), lam.split(size), strict=True))

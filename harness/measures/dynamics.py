@@ -131,7 +131,7 @@ def _measure_mixes(
     if hasattr(fixed.dataset, "masks"):  # each image's object in [0, 1]
         tensors.append(torch.from_numpy(fixed.dataset.masks[fixed.indices]).to(device) / 255)
     random_seed(config.seed)  # of dropout
-    sage = attached_sage(config.mixing, model, config.seed)
+    sage = attached_sage(config, model)
     model.train()
     figures: dict[str, list[Tensor]] = {}
     batches = zip(*(tensor.split(config.data.batch_size) for tensor in tensors), strict=True)

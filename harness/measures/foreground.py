@@ -28,7 +28,6 @@ import timm
 import torch
 from scipy.stats import sem
 from timm.data import resolve_data_config
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from harness.device import device_name
 from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
+from harness.learner import make_loss
 from harness.measures import Measurement
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import Mix, no_steps, normalised
@@ -167,7 +167,7 @@ def _measure_method(
     model = load_model(config, out, classes, device).train()
     # The first changes labels only, the second the step after the mix: neither the mix itself.
     mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
-    mix = METHODS[method](mixing, model, SoftTargetCrossEntropy(), classes)
+    mix = METHODS[method](mixing, model, make_loss(config.schedule), classes)
     glyphs = _glyphs("validation", _IMAGES, config.data.image_size, 0, classes)
     data_config = resolve_data_config({}, model=model)
     pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import random_seed
 from torch import Tensor
 
 from harness.config import MethodConfig
+from harness.learner import make_loss
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods import METHODS
 from harness.methods.base import Mix, no_steps
@@ -48,14 +48,14 @@ def save_gallery(
     train(config, out, device, progress=progress)
     model = load_model(config, out, fixed.classes, device).train()
     images, targets, data_config = fixed.load(model, device)
-    sage = attached_sage(config.mixing, model, config.seed)
+    sage = attached_sage(config, model)
     half = torch.full((len(images),), 0.5)
     mix = mix_pairs(sage, images, mixup_target(targets, fixed.classes), half)
     columns = mix_columns(images, mix, data_config, pairs)
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
     for name in methods:
         if name != "sage":
-            peer = METHODS[name](mixing, model, SoftTargetCrossEntropy(), fixed.classes)
+            peer = METHODS[name](mixing, model, make_loss(config.schedule), fixed.classes)
             mixed = _mixed(peer, images, targets, config.seed)[:pairs]
             columns.append(Column(name, pictures(mixed, data_config)))
     path = out / "gallery.png"

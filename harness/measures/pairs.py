@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from timm.data import resolve_data_config
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from harness.config import MethodConfig
 from harness.data import load_splits
+from harness.learner import make_loss
 from harness.loader import draw_indices, load_images
 from harness.methods.sage import mixing_alone
 from harness.run_config import RunConfig
@@ -47,10 +47,13 @@ class FixedPairs:
         return *loaded, data_config
 
 
-def attached_sage(mixing: MethodConfig, model: nn.Module, seed: int) -> Sage:
-    """Makes SAGE that takes its saliency from a model, and draws translations with a seed."""
-    sage = mixing_alone(mixing, seed)
-    sage.attach(model, SoftTargetCrossEntropy())
+def attached_sage(config: RunConfig, model: nn.Module, mixing: MethodConfig | None = None) -> Sage:
+    """Makes SAGE that takes its saliency from a run's model, by the loss that it is trained with.
+
+    It mixes by the run's settings unless there are others, and draws by the run's seed.
+    """
+    sage = mixing_alone(mixing or config.mixing, config.seed)
+    sage.attach(model, make_loss(config.schedule))
     return sage
 
 

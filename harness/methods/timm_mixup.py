@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.methods.base import MethodConfig, Mix, register
 
 _ALPHAS = {"mixup": (1.0, 0.0), "cutmix": (0.0, 1.0), "mixup-cutmix": (1.0, 1.0)}
-"""mixup's and CutMix's alpha, in parts of the settings' own."""
+"""mixup's and CutMix's alpha, in parts of the settings' own of each."""
 
 
 @register("none")
@@ -38,7 +38,7 @@ def _build(
     alpha = config.alpha_or(1.0)
     return Mixup(
         mixup_alpha=mixup * alpha,
-        cutmix_alpha=cutmix * alpha,
+        cutmix_alpha=cutmix * (config.cutmix_alpha or alpha),
         label_smoothing=config.label_smoothing,
         num_classes=classes,
     )

@@ -15,7 +15,7 @@ from harness.methods.sage import is_sage
 from harness.run_config import RunConfig
 from harness.store import Line, all_finite
 
-_SHARED = ("alpha", "label_smoothing")
+_SHARED = ("alpha", "label_smoothing", "cutmix_alpha")
 _OWN = ("alpha", *(f.name for f in fields(MethodConfig) if f.name not in _SHARED))
 _NAMED_IN_TITLE = ("data.dataset", "data.train_size", "model", "schedule.epochs", "learner")
 _ALWAYS = ("top1", "train_loss", "train_seconds", "history", "notes", "broken_images")
@@ -215,7 +215,8 @@ def _shared(config: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Gives settings that are younger than their line the defaults of its time."""
-    whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
+    known = (f for f in fields(RunConfig) if f.name not in RunConfig.SOURCE)
+    whole = {f.name: f.default for f in known if f.default is not MISSING}
     whole |= RunConfig.BEFORE | dict(config)
     for name, part in RunConfig.PARTS.items():
         defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
