@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tqdm import tqdm
 
-from harness.config import MethodConfig, OverheadConfig, check_directory, make_directory
+from harness.config import DataConfig, MethodConfig, OverheadConfig, check_directory, make_directory
 from harness.settings import Command, Settings, each_run
 
 
@@ -64,6 +64,8 @@ class Init(Command):
       python -m harness init photographs
 
       python -m harness init photographs --val-split test --device cuda
+
+      python -m harness init photographs --model resnet50 --initial-checkpoint resnet50.pt
     """
 
     data_dir: Annotated[Path, tyro.conf.Positional]
@@ -74,13 +76,19 @@ class Init(Command):
     """Split to measure on; where there is none called validation, val, valid or test."""
     device: str | None = None
     """Where to train: cpu, cuda, cuda:1, ...; if None, cuda where there is one."""
+    model: str | None = None
+    """The network, by its name in timm; if None, one is chosen."""
+    initial_checkpoint: Path | None = None
+    """A file of weights to start from; if None, those that timm downloads, where they can be
+    had."""
 
     GOES_ON: ClassVar[bool] = False
 
     def __call__(self) -> None:
         from harness.init import propose
 
-        print(propose(self.data_dir, self.train_split, self.val_split, self.device))
+        data = DataConfig("folder", str(self.data_dir), self.train_split, self.val_split)
+        print(propose(data, self.device, self.model, self.initial_checkpoint))
 
 
 @dataclass(frozen=True)

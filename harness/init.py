@@ -1,7 +1,7 @@
 """Times the steps of a planned comparison on this machine, and says what it will take."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,9 +17,19 @@ from harness.figures import markdown_table
 from harness.folders import image_mode
 from harness.learner import Classifier, make_optimizer, training_step
 from harness.models import create_network
-from harness.plan import METHODS, SEEDS, Facts, Option, as_settings, command_line, plan
+from harness.plan import (
+    METHODS,
+    SEEDS,
+    Facts,
+    Option,
+    as_settings,
+    command_line,
+    has_weights,
+    network_for,
+    plan,
+)
 from harness.run_config import RunConfig
-from harness.settings import Settings
+from harness.weights import InitialWeights
 
 _ROUNDS = 5
 _WARMUP = 1
@@ -51,35 +61,71 @@ class Times:
         return training + measured * seen * (self.forward + self.load) + reading
 
 
-def propose(root: Path, train_split: str, val_split: str, device: str | None) -> str:
+def propose(
+    data: DataConfig, device: str | None, model: str | None, checkpoint: Path | None
+) -> str:
     """Says which training to begin with on a folder, why, and how long it will take.
 
-    Raises ValueError for a folder that cannot be trained and measured on, and a device that is not
-    there.
+    Raises ValueError for a folder that cannot be trained and measured on, for a device or a network
+    that is not there, and for weights that do not fit the network.
+
+    Args:
+        data: Says where the folder and its splits are.
+        device: Where to train; if None, on a GPU where there is one.
+        model: The network; if None, one is chosen.
+        checkpoint: The weights to start from; if None, published ones are taken where they can be
+            had.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     place = open_device(device)
-    facts = Facts.of(check_folder(root, train_split, val_split, image_mode(3)), device)
-    options = plan(facts)
-    data = DataConfig("folder", str(root), train_split, val_split)
-    settings = as_settings(options, Settings(data=data))
+    splits = Path(str(data.data_dir)), data.train_split, data.val_split
+    facts = Facts.of(check_folder(*splits, image_mode(3)), device)
+    network = network_for(facts, model, checkpoint)
+    weights, without = (checkpoint, "") if checkpoint else _published(network.value)
+    options = [*_where(data), *plan(facts, network, weights)]
+    settings = as_settings(options)
     runs = [settings.run(method, SEEDS[0]) for method in METHODS]
     times = measure_times(runs, place)
-    reasons = markdown_table(["option", "why"], [[f"`{x}`", x.why] for x in options])
-    return "\n\n".join(
-        [
-            f"{root}: {facts}.",
-            reasons,
-            f"```\n{command_line(data, options)}\n```",
-            describe(runs, len(SEEDS), facts, times, place),
-        ]
-    )
+    reasons = [[f"`{option}`", option.why] for option in options if option.why]
+    parts = [
+        f"{data.data_dir}: {facts}.",
+        markdown_table(["option", "why"], reasons),
+        without,
+        f"```\n{command_line(options)}\n```",
+        describe(runs, len(SEEDS), facts, times, place),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _where(data: DataConfig) -> Iterator[Option]:
+    """Gives the options that say where the folder and its splits are."""
+    usual = DataConfig()
+    for name in ("dataset", "data_dir", "train_split", "val_split"):
+        if getattr(data, name) != getattr(usual, name):
+            yield Option(name, getattr(data, name))
+
+
+def _published(model: str) -> tuple[bool, str]:
+    """Tells whether a network's published weights can be had; if not, says what to do."""
+    if not has_weights(model):
+        return False, ""
+    try:
+        InitialWeights.from_timm(model)
+    except ValueError as error:
+        return False, (
+            f"timm's weights of {model} cannot be had from here, so that training starts from "
+            "random ones, with which photographs need far more epochs. Better get them elsewhere "
+            f"(`timm.create_model({model!r}, pretrained=True)`, and torch.save its state_dict()), "
+            "and start this command again with `--initial-checkpoint PATH`. What kept them: "
+            f"{error}"
+        )
+    return True, ""
 
 
 def measure_times(runs: Sequence[RunConfig], device: torch.device) -> Times:
     """Times a few steps of each run's method on images of its data set, in turn.
 
-    The runs differ in their method alone. They begin from random weights: values change no time.
+    The runs differ in their method alone.
     """
     config = runs[0]
     splits = load_splits(config.data, config.seed)
@@ -125,7 +171,10 @@ def _loaded(
 
 def _network(config: RunConfig, splits: Splits) -> torch.nn.Module:
     data = config.data
-    return create_network(config.model, len(splits.classes), data.image_size, data.in_chans)
+    size = len(splits.classes), data.image_size, data.in_chans
+    network = create_network(config.model, *size, config.drop_path)
+    config.load_initial_weights(network)
+    return network
 
 
 class _Trainer:
@@ -146,7 +195,8 @@ class _Trainer:
         self.model.train()
         with autocast(self.config.amp, self.device):
             loss = self.learner.loss(images, targets)
-        training_step(loss, self.optimizer, self.scaler)
+        clip_grad = self.config.schedule.clip_grad
+        training_step(loss, self.optimizer, self.scaler, clip_grad=clip_grad)
 
     @torch.inference_mode()
     def evaluate(self, images: torch.Tensor) -> None:
@@ -170,11 +220,19 @@ def describe(
     whole = seeds * sum(seconds.values())
     few = min(_TRY_EPOCHS, epochs)
     first = sum(times.run(run, facts, few) for run in runs)
-    options = [Option("seeds", 0), Option("epochs", few), Option("out", "runs/first-try")]
+    options = [Option("seeds", 0), Option("epochs", few)]
+    options += [Option("warmup_epochs", 0)] if runs[0].schedule.warmup_epochs else []
+    options.append(Option("out", "runs/first-try"))
+    none, load = times.steps[METHODS[0]], times.load
+    slow = (
+        f"Reading a batch takes {1000 * load:.0f} ms of each step: copies of the images that are "
+        "no larger than they are trained on would save most of it.\n\n"
+    )
     return (
         f"Time, by steps measured now on {device_name(device)}:\n\n{table}\n\n"
         f"All {seeds * len(runs)} runs: {duration(whole)}. A first try, which shows that it works "
         f"and ranks nothing: add `{' '.join(map(str, options))}`, {duration(first)}.\n\n"
+        f"{slow if load > none / 2 else ''}"
         "Mixing needs longer schedules than training without it: in short ones no mixing is best, "
         "so judge the methods by the whole schedule."
     )

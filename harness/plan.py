@@ -3,28 +3,34 @@
 Nothing here measures: :mod:`harness.init` times what is planned.
 """
 
+import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import timm
 import torch
 
 from harness.check import CheckedFolder, headers
 from harness.config import DataConfig
-from harness.settings import Settings
+from harness.settings import PRESETS, Settings
 
 METHODS = ("none", "mixup", "cutmix", "sage")
 SEEDS = (0, 1, 2)
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
 _LARGEST = {"cpu": 96, "cuda": 224}  # pixels; a step's time grows with their square
-_CIFAR_SIDE = 48  # pixels; timm's networks shrink smaller images to nothing in their first layers
-_STEPS = 6_000  # from scratch; with those that mix, fewer leave the network half trained
+_SMALL = 32  # pixels; timm's networks shrink such images to nothing in their first layers
+_STEPS = 6_000  # from random weights; with fewer, those that mix are left half trained
 _EPOCHS = (30, 200)  # at least, at most
-_BATCH = {"cpu": 32, "cuda": 128}
+_FINE_TUNING = ((10_000, 40), (100_000, 20), (math.inf, 10))  # images at most, epochs
+_BATCH = {"cpu": 32, "cuda": 64}
 _STEPS_IN_EPOCH = 20  # at least, where there are images for it
+_WORKERS = 8
 _KEPT = 2**30  # bytes of decoded images in memory at most
 
 
@@ -93,12 +99,34 @@ class Facts:
         return self.device.partition(":")[0]
 
 
-def plan(facts: Facts) -> list[Option]:
-    """Chooses the options to begin with."""
-    made = [*_recipe(facts)]
+def network_for(facts: Facts, model: str | None, checkpoint: Path | None) -> Option:
+    """Chooses the network, unless it is asked for."""
+    if model is not None:
+        return Option("model", model, "as asked for")
+    if _image_size(facts) == _SMALL and checkpoint is None:
+        small = {"cpu": ("8", "small enough for a CPU"), "cuda": ("18", "the SAGE paper's")}
+        depth, why = small[facts.kind]
+        return Option("model", f"preactresnet{depth}_cifar", f"for images of 32 pixels; {why}")
+    usual = {"cpu": ("18", "small enough for a CPU"), "cuda": ("50", "the usual one on a GPU")}
+    depth, why = usual[facts.kind]
+    return Option("model", f"resnet{depth}", why)
+
+
+def has_weights(model: str) -> bool:
+    """Tells whether weights of a network were published."""
+    known = timm.get_pretrained_cfg(model)
+    return known is not None and known.has_weights
+
+
+def plan(facts: Facts, network: Option, weights: Path | bool) -> list[Option]:
+    """Chooses the options to begin with, but for those that say where the folder is.
+
+    ``weights`` is the file to start from, or whether the network's published ones can be had.
+    """
+    made = [*_recipe(facts, network, weights)]
     if facts.grey:
         made.append(Option("in_chans", 1, "all images are grey"))
-    made += [*_place(facts, dict(option[:2] for option in made))]
+    made += _place(facts, as_settings(made).data)
     made.append(Option("methods", METHODS, "no mixing, timm's two, and SAGE"))
     why = "half of each batch costs less than all of it, and was as good or better where tried"
     made.append(Option("saliency_fraction", 0.5, why))
@@ -106,32 +134,37 @@ def plan(facts: Facts) -> list[Option]:
     return made
 
 
-def _recipe(facts: Facts) -> Iterator[Option]:
-    """Chooses network, size, schedule and batch."""
-    kind, side = facts.kind, facts.side
-    reached = [size for size in _SIZES if size <= min(side, _LARGEST[kind])]
-    size = max(reached, default=_SIZES[0])
-    if size <= _CIFAR_SIDE:
-        network = {"cpu": "preactresnet8_cifar", "cuda": "preactresnet18_cifar"}[kind]
-        why = f"made for images of 32 pixels; {_SMALL[kind]}"
-    else:
-        network, why = "resnet18", "small, and every method takes it"
-    yield Option("model", network, why)
-    why = "as many as half of the images have"
-    if side > size and size == _LARGEST[kind]:
-        why = f"the images have more; a step's time grows with the square ({_AFFORDED[kind]})"
-    elif side < size:
-        why = "the images have fewer, and are enlarged: networks need as many"
-    yield Option("image_size", size, why)
+def _recipe(facts: Facts, network: Option, weights: Path | bool) -> Iterator[Option]:
+    """Chooses network, schedule, size and batch: fine-tuning, where there are weights."""
     batch = _batch_size(facts)
-    yield Option("batch_size", batch, f"{facts.train // batch} steps in an epoch")
-    epochs = min(max(round(_STEPS * batch / facts.train), _EPOCHS[0]), _EPOCHS[1])
+    if weights:
+        why = f"pretrained weights make more of {facts.train:,} images than random ones do"
+        yield Option("preset", "finetune", why)
+    yield network
+    if isinstance(weights, Path):
+        yield Option("initial_checkpoint", weights, "the weights to start from, as asked for")
+    size = _image_size(facts)
+    why = "as many as half of the images have"
+    if facts.side < size:
+        why = "images that have fewer are enlarged"
+    elif size == _LARGEST[facts.kind] < facts.side:
+        why = "images have more, but a step's time grows with the square"
+    yield Option("image_size", size, why)
+    yield Option("batch_size", batch, f"{facts.train // batch:,} steps in an epoch")
+    if weights:
+        epochs = next(epochs for most, epochs in _FINE_TUNING if facts.train <= most)
+        start = "from pretrained weights"
+    else:
+        epochs = min(max(round(_STEPS * batch / facts.train), _EPOCHS[0]), _EPOCHS[1])
+        start = "from random weights"
     steps = epochs * (facts.train // batch)
-    yield Option("epochs", epochs, f"{steps:,} steps from random weights; mixing needs many")
+    yield Option("epochs", epochs, f"{steps:,} steps {start}")
 
 
-_SMALL = {"cpu": "small enough for a CPU", "cuda": "the SAGE paper's"}
-_AFFORDED = {"cpu": "there is no GPU", "cuda": "most published weights are for as many"}
+def _image_size(facts: Facts) -> int:
+    """Gives the largest usual size that the images reach and the device can afford."""
+    reached = [size for size in _SIZES if size <= min(facts.side, _LARGEST[facts.kind])]
+    return max(reached, default=_SIZES[0])
 
 
 def _batch_size(facts: Facts) -> int:
@@ -142,26 +175,27 @@ def _batch_size(facts: Facts) -> int:
     return min(batch, facts.train - facts.train % 2)
 
 
-def _place(facts: Facts, chosen: dict[str, Any]) -> Iterator[Option]:
+def _place(facts: Facts, data: DataConfig) -> Iterator[Option]:
     """Chooses where and how to compute, and how images come there."""
     if facts.kind == "cuda":
         yield Option("device", facts.device, "there is a GPU")
         amp = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        yield Option("amp", amp, "halves a GPU's time and memory")
+        yield Option("amp", amp, "takes less time and memory on a GPU")
     yield Option("channels_last", True, "convolutions are faster so")
-    channels = chosen.get("in_chans", 3)
-    # Bytes of the training images, floats of the others.
-    count = (facts.train + 4 * facts.validation) * channels * chosen["image_size"] ** 2
-    if count <= _KEPT and chosen.get("train_crop_mode", "pad") == "pad":
+    # Training images are kept as bytes, and the others as floats.
+    count = (facts.train + 4 * facts.validation) * data.in_chans * data.image_size**2
+    if count <= _KEPT and data.train_crop_mode == "pad":
         why = f"each image is decoded once a run: they take {count / 2**20:,.0f} MiB"
         yield Option("on_device", True, why)
     elif facts.kind == "cuda":
-        yield Option("workers", 8, "decode the images while the GPU computes")
+        workers = min(_WORKERS, os.cpu_count() or 1)
+        yield Option("workers", workers, "decode the images while the GPU computes")
 
 
-def as_settings(options: Sequence[Option], start: Settings) -> Settings:
-    """Gives the settings that options and a start make, as ``train`` would read them."""
+def as_settings(options: Sequence[Option]) -> Settings:
+    """Gives the settings that the options make, as ``train`` would read them."""
     values = {option.name: option.value for option in options}
+    start = Settings(**PRESETS.get(values.get("preset", ""), {}))
     parts = {
         name: _changed(getattr(start, name), values) for name in ("data", "schedule", "mixing")
     }
@@ -173,14 +207,10 @@ def _changed(settings: Any, values: dict[str, Any]) -> Any:
     return replace(settings, **{name: values[name] for name in names})
 
 
-def command_line(data: DataConfig, options: Sequence[Option], width: int = 88) -> str:
+def command_line(options: Sequence[Option], width: int = 88) -> str:
     """Writes the command, in lines that end with a backslash."""
-    lines = [f"python -m harness train {Option('dataset', data.dataset)}"]
-    usual = DataConfig()
-    names = ("data_dir", "train_split", "val_split")
-    place = [Option(name, getattr(data, name)) for name in names]
-    told = [option for option in place if option.value != getattr(usual, option.name)]
-    for words in map(str, [*told, *options]):
+    lines = ["python -m harness train"]
+    for words in map(str, options):
         if len(lines[-1]) + len(words) + 3 > width:
             lines.append(f"    {words}")
         else:

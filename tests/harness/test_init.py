@@ -6,9 +6,11 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +21,20 @@ import harness.train
 from harness.config import DataConfig, ScheduleConfig
 from harness.init import Times, duration, measure_times
 from harness.methods import METHODS
-from harness.plan import Facts, Option, as_settings, command_line, plan
+from harness.plan import (
+    Facts,
+    Option,
+    as_settings,
+    command_line,
+    has_weights,
+    network_for,
+    plan,
+)
 from harness.run_config import RunConfig
 from harness.settings import Settings
 from harness.store import read_results
 from harness.train import train
+from harness.weights import InitialWeights
 
 CPU = torch.device("cpu")
 
@@ -43,9 +54,24 @@ def make_folder(root, counts, size=(24, 20), mode="RGB", validation="validation"
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def hub(monkeypatch):
+    """Stands for timm's hub: a set of the networks whose weights it has, none at first."""
+    create, there = timm.create_model, set()
+
+    def create_model(name, pretrained=False, **options):
+        if pretrained and name not in there:
+            raise OSError("no connection")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    InitialWeights.from_timm.cache_clear()
+    yield there
+    InitialWeights.from_timm.cache_clear()
+
+
+@pytest.fixture
+def call(hub, monkeypatch, capsys):
     """Runs a command in this process: its exit code, what it printed, and its errors."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
@@ -83,6 +109,61 @@ def test_the_command_runs_as_it_is_printed(call, tmp_path, monkeypatch):
     assert {line["dataset_name"] for line in lines} == {"my photographs"}
     assert {line["config"]["data"]["in_chans"] for line in lines} == {1}
     assert not (tmp_path / "runs/failures.jsonl").exists()
+
+
+class TestFineTuning:
+    """Images of 60 pixels and more: networks start from published weights, if they are there."""
+
+    @pytest.fixture
+    def birds(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        return make_folder(tmp_path / "birds", (4, 4), size=(70, 66))
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        """Weights of another number of classes."""
+        path = tmp_path / "weights.pt"
+        torch.save(timm.create_model("resnet10t", num_classes=5).state_dict(), path)
+        return path
+
+    def test_the_command_starts_from_published_weights(self, call, hub, birds):
+        hub.add("resnet18")
+        code, printed, _ = call("init", "birds", "--device", "cpu")
+        assert code == 0
+        assert "cannot be had" not in printed
+        words = printed_command(printed)
+        assert words[words.index("--preset") + 1] == "finetune"
+        few = re.search("add `(.*)`", printed)[1].split()
+        code, _, errors = call(*words, *few, "--methods", "none", "--epochs", "1")
+        assert code == 0, errors
+        (line,) = read_results(birds.parent / "runs/first-try/results.jsonl")
+        weights = InitialWeights.from_timm("resnet18")
+        assert (line["model"], line["config"]["initial_weights"]) == ("resnet18", weights.digest)
+
+    def test_where_the_hub_is_out_of_reach_a_file_is_the_way(self, call, birds, checkpoint):
+        code, printed, _ = call("init", "birds", "--device", "cpu")
+        assert code == 0
+        assert "timm's weights of resnet18 cannot be had from here" in printed
+        assert "--initial-checkpoint PATH" in printed
+        assert not {"--preset", "--pretrained"} & {*printed_command(printed)}
+        own = "--model", "resnet10t", "--initial-checkpoint", checkpoint
+        code, printed, _ = call("init", "birds", "--device", "cpu", *own)
+        assert code == 0
+        assert "cannot be had" not in printed
+        words = printed_command(printed)
+        assert words[words.index("--preset") + 1] == "finetune"
+        short = "--methods", "none", "--seeds", "0", "--epochs", "1", "--warmup-epochs", "0"
+        code, _, errors = call(*words, *short)
+        assert code == 0, errors
+        (line,) = read_results(birds.parent / "runs/results.jsonl")
+        digest = InitialWeights.from_file(checkpoint).digest
+        assert (line["model"], line["config"]["initial_weights"]) == ("resnet10t", digest)
+
+    def test_weights_of_another_network_are_refused(self, call, birds, checkpoint):
+        own = "--model", "resnet18", "--initial-checkpoint", checkpoint
+        code, printed, errors = call("init", "birds", "--device", "cpu", *own)
+        assert (code, printed) == (2, "")
+        assert "does not fit the network" in errors
 
 
 def test_what_is_chosen_has_a_reason_and_a_time(call, tmp_path):
@@ -157,21 +238,22 @@ anything = st.builds(
 )
 
 
-@given(anything)
+@given(anything, st.sampled_from([False, True, Path("resnet18.pt")]))
 @settings(max_examples=50, deadline=None)
-def test_any_folder_has_a_plan_that_the_runs_take(facts):
-    options = plan(facts)
-    made = as_settings(options, Settings(data=DataConfig("glyphs", data_dir="here")))
-    run = made.run("sage", 0)
+def test_any_folder_has_a_plan_that_the_runs_take(facts, weights):
+    network = network_for(facts, None, weights if isinstance(weights, Path) else None)
+    options = plan(facts, network, has_weights(network.value) and weights)
+    made = as_settings(options)
+    run = replace(made, pretrained=False, initial_checkpoint=None).run("sage", 0)
     assert run.data.batch_size <= facts.train
     assert (run.data.in_chans == 1) == facts.grey
     assert made.device == facts.device
+    assert made.preset == ("finetune" if weights and has_weights(network.value) else None)
     assert len({option.name for option in options}) == len(options)
-    told = as_settings_by_tyro(command_line(made.data, options))
-    assert told == replace(made, data=replace(made.data, data_dir="here"))
+    assert parsed(command_line(options)) == made
 
 
-def as_settings_by_tyro(text):
+def parsed(text):
     """What the command line's own parser makes of the command."""
     words = shlex.split(text.replace("\\\n", ""))
     with pytest.MonkeyPatch.context() as patch:
@@ -221,9 +303,9 @@ class TestTime:
         taken, passed = [], []
         step, measure = harness.train.training_step, harness.train.update_bn
 
-        def counted(*arguments):
+        def counted(*arguments, **options):
             taken.append(1)
-            return step(*arguments)
+            return step(*arguments, **options)
 
         def passes(batches, model):
             batches = list(batches)
