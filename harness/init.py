@@ -1,5 +1,6 @@
 """Times the steps of a planned comparison on this machine, and says what it will take."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,8 @@ _ROUNDS = 5
 _WARMUP = 1
 _ENOUGH = 60.0  # seconds, after which no other round is begun
 _BATCHES = 2  # that are loaded
-_TRY_EPOCHS = 3
+_TRY_EPOCHS = 2
+_TRIED = ("none", "sage")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def _published(model: str) -> tuple[bool, str]:
     """Tells whether a network's published weights can be had; if not, says what to do."""
     if not has_weights(model):
         return False, ""
+    tqdm.write(f"looking for timm's weights of {model}", file=sys.stderr)
     try:
         InitialWeights.from_timm(model)
     except ValueError as error:
@@ -219,8 +222,8 @@ def describe(
     table = markdown_table(["method", "a step, ms", "a run"], rows)
     whole = seeds * sum(seconds.values())
     few = min(_TRY_EPOCHS, epochs)
-    first = sum(times.run(run, facts, few) for run in runs)
-    options = [Option("seeds", 0), Option("epochs", few)]
+    first = sum(times.run(run, facts, few) for run in runs if run.method in _TRIED)
+    options = [Option("methods", _TRIED), Option("seeds", 0), Option("epochs", few)]
     options += [Option("warmup_epochs", 0)] if runs[0].schedule.warmup_epochs else []
     options.append(Option("out", "runs/first-try"))
     none, load = times.steps[METHODS[0]], times.load

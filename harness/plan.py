@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,8 @@ from harness.settings import PRESETS, Settings
 METHODS = ("none", "mixup", "cutmix", "sage")
 SEEDS = (0, 1, 2)
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
-_LARGEST = {"cpu": 96, "cuda": 224}  # pixels; a step's time grows with their square
+_LARGEST = {"cpu": 64, "cuda": 224}  # pixels; a step's time grows with their square
+_LARGEST_PRETRAINED = {"cpu": 96, "cuda": 224}  # weights of 224 pixels are lost on small images
 _SMALL = 32  # pixels; timm's networks shrink such images to nothing in their first layers
 _STEPS = 6_000  # from random weights; with fewer, those that mix are left half trained
 _EPOCHS = (30, 200)  # at least, at most
@@ -103,7 +104,7 @@ def network_for(facts: Facts, model: str | None, checkpoint: Path | None) -> Opt
     """Chooses the network, unless it is asked for."""
     if model is not None:
         return Option("model", model, "as asked for")
-    if _image_size(facts) == _SMALL and checkpoint is None:
+    if _image_size(facts, _LARGEST) == _SMALL and checkpoint is None:
         small = {"cpu": ("8", "small enough for a CPU"), "cuda": ("18", "the SAGE paper's")}
         depth, why = small[facts.kind]
         return Option("model", f"preactresnet{depth}_cifar", f"for images of 32 pixels; {why}")
@@ -143,12 +144,13 @@ def _recipe(facts: Facts, network: Option, weights: Path | bool) -> Iterator[Opt
     yield network
     if isinstance(weights, Path):
         yield Option("initial_checkpoint", weights, "the weights to start from, as asked for")
-    size = _image_size(facts)
+    largest = _LARGEST_PRETRAINED if weights else _LARGEST
+    size = _image_size(facts, largest)
     why = "as many as half of the images have"
     if facts.side < size:
         why = "images that have fewer are enlarged"
-    elif size == _LARGEST[facts.kind] < facts.side:
-        why = "images have more, but a step's time grows with the square"
+    elif size == largest[facts.kind] < facts.side:
+        why = "the images have more, but a step's time grows with the square"
     yield Option("image_size", size, why)
     yield Option("batch_size", batch, f"{facts.train // batch:,} steps in an epoch")
     if weights:
@@ -161,9 +163,9 @@ def _recipe(facts: Facts, network: Option, weights: Path | bool) -> Iterator[Opt
     yield Option("epochs", epochs, f"{steps:,} steps {start}")
 
 
-def _image_size(facts: Facts) -> int:
+def _image_size(facts: Facts, largest: Mapping[str, int]) -> int:
     """Gives the largest usual size that the images reach and the device can afford."""
-    reached = [size for size in _SIZES if size <= min(facts.side, _LARGEST[facts.kind])]
+    reached = [size for size in _SIZES if size <= min(facts.side, largest[facts.kind])]
     return max(reached, default=_SIZES[0])
 
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import harness.__main__
+import harness.init
 import harness.train
 from harness.config import DataConfig, ScheduleConfig
-from harness.init import Times, duration, measure_times
+from harness.init import Times, describe, duration, measure_times
 from harness.methods import METHODS
 from harness.plan import (
     Facts,
@@ -64,6 +65,7 @@ def hub(monkeypatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(harness.init, "_ROUNDS", 1)
     InitialWeights.from_timm.cache_clear()
     yield there
     InitialWeights.from_timm.cache_clear()
@@ -328,6 +330,18 @@ class TestTime:
         assert seconds(forward=1.0) == batches == 10
         assert seconds(load=1.0) == len(taken) + batches
         assert seconds(decode=1.0) == 16 + 4
+
+    def test_all_runs_and_a_first_try_are_summed(self, runs):
+        """Four steps in each of three epochs, at 1 and 2 seconds; the try takes two epochs."""
+        facts = Facts(16, 4, 2, (8, 8), 8, False, "cpu")
+        times = Times({"none": 1.0, "mixup": 2.0}, 0.0, 0.0, 0.0)
+        text = describe(runs, 3, facts, times, CPU)
+        assert "| none | 1000 | about 12 seconds |\n| mixup | 2000 | about 24 seconds |" in text
+        assert "All 6 runs: about 108 seconds." in text
+        assert "`--methods none sage --seeds 0 --epochs 2 --out runs/first-try`, about 8 " in text
+        assert "Reading" not in text
+        slow = describe(runs, 3, facts, replace(times, load=0.6), CPU)
+        assert "Reading a batch takes 600 ms of each step" in slow
 
     @pytest.mark.parametrize(
         ("seconds", "text"),
