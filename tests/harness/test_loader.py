@@ -1,9 +1,14 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data.auto_augment import rand_augment_transform
+from timm.utils import random_seed
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from harness.data import DataConfig, load_splits
@@ -36,6 +41,21 @@ def test_every_corner_and_both_directions_are_drawn_alike():
     assert all(abs(count - 500) < 5 * 500**0.5 for count in seen.values())
     assert {(1, 2, 3, 4), (2, 1, 4, 3), (0, 0, 0, 1), (0, 0, 1, 0), (4, 0, 0, 0)} <= set(seen)
     assert targets.unique().tolist() == [7]
+
+
+class Pairs(Dataset):
+    """Images and their classes."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+        self.transform = None
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        image, target = self.pairs[index]
+        return self.transform(image), target
 
 
 class Grey(Dataset):
@@ -85,6 +105,71 @@ def test_each_device_gets_a_part_of_its_own(monkeypatch):
         assert {len(targets) for _, targets in batches} == {4}
         seen.append({int(t) for _, targets in batches for t in targets})
     assert not seen[0] & seen[1]
+
+
+def test_augments_after_the_crop_as_timm_does():
+    """timm's RandAugment put together by hand, with the same random state."""
+    photograph = load_sample_images().images[0]
+    images = [(Image.fromarray(photograph[100:164, 100:164]), 0)] * 4
+    config = DataConfig(image_size=32, batch_size=4, aa="rand-m9-mstd0.5-inc1")
+    options = {
+        "translate_const": int(0.45 * 32),
+        "img_mean": (128, 102, 76),
+        "interpolation": Image.Resampling.BILINEAR,
+    }
+    by_hand = v2.Compose(
+        [
+            v2.Resize((32, 32), v2.InterpolationMode.BILINEAR),
+            v2.RandomCrop(32, padding=4),
+            v2.RandomHorizontalFlip(0.5),
+            rand_augment_transform(config.aa, options),
+            v2.PILToTensor(),
+        ]
+    )
+    loaders = (
+        make_loader(each, Pairs(images), MODEL_CONFIG, CPU, hflip=0.5)
+        for each in (config, replace(config, aa=None))
+    )
+    steps = [by_hand, *(loader.dataset.transform for loader in loaders)]
+    changed = 0
+    for seed in range(20):
+        made = []
+        for transform in steps:
+            random_seed(seed)
+            made.append(transform(images[0][0]))
+        assert torch.equal(made[0], made[1]), seed
+        changed += not torch.equal(made[1], made[2])
+    assert changed >= 10  # each of its two operations is left out half of the time
+
+
+@pytest.mark.parametrize("mode", ["pad", "rrc"])
+def test_augmentation_takes_grey_images_too(mode):
+    images = [(Image.new("L", (40, 40), 90), 0)] * 20
+    config = DataConfig(image_size=32, batch_size=4, aa="rand-m9", in_chans=1, train_crop_mode=mode)
+    grey = MODEL_CONFIG | {"mean": (0.5,), "std": (0.3,)}
+    for batch, _ in make_loader(config, Pairs(images), grey, CPU, hflip=0.5):
+        assert batch.shape == (4, 1, 32, 32)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_erases_a_part_of_each_image_by_noise(on_device):
+    """Parts of 2 to 33 percent of the area, in other places; the rest is as it was."""
+    images = [(Image.new("RGB", (32, 32), (200, 100, 50)), 0)] * 100
+    config = DataConfig(image_size=32, batch_size=20, reprob=0.5, on_device=on_device)
+    random_seed(0)
+    loader = make_loader(config, Pairs(images), MODEL_CONFIG, CPU, hflip=0.0)
+    batch = torch.cat([batch for batch, _ in loader])
+    mean, std = (torch.tensor(MODEL_CONFIG[key]).view(3, 1, 1) for key in ("mean", "std"))
+    colour = (torch.tensor((200, 100, 50)).view(3, 1, 1) / 255 - mean) / std
+    black = (0 - mean) / std  # beyond the edge that a crop reaches over
+    noise = ~torch.isclose(batch, colour).all(1) & ~torch.isclose(batch, black).all(1)
+    shares = noise.float().mean(dim=(1, 2))
+    assert 30 <= (shares > 0).sum() <= 70
+    assert ((shares == 0) | ((shares > 0.015) & (shares < 0.35))).all()
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in noise if mask.any()}) > 20
+    erased = batch.permute(0, 2, 3, 1)[noise]
+    assert erased.mean().item() == pytest.approx(0, abs=0.05)
+    assert erased.std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_says_what_it_cannot_keep():

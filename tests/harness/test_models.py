@@ -1,8 +1,9 @@
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 
-import harness.models  # noqa: F401
+from harness.models import create_network
 
 # What the authors' networks of the same names have for 10 classes, by their papers' tables:
 # PreActResNet18 11.2 million, WRN16-8 11.0 million, ResNeXt29-4-24 4.9 million.
@@ -42,3 +43,11 @@ def test_other_channels():
 def test_there_are_no_pretrained_weights():
     with pytest.raises((ValueError, RuntimeError), match="pretrained"):
         timm.create_model("preactresnet8_cifar", pretrained=True)
+
+
+def test_drop_path_reaches_the_blocks():
+    network = create_network("preactresnet8_cifar", 4, 32, drop_path=0.3)
+    drops = [part.drop_prob for part in network.modules() if isinstance(part, DropPath)]
+    assert drops == pytest.approx([0.15, 0.3])  # of the first block it is 0
+    with pytest.raises(ValueError, match=r"drop_path=0.3: vgg11 has no blocks that it could leave"):
+        create_network("vgg11", 4, 32, drop_path=0.3)

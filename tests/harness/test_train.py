@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import harness.train
@@ -222,6 +223,95 @@ def test_a_compiled_network_trains_to_the_same_loss(tmp_path, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     other = train(replace(config, mixing=replace(mixing, update_ratio=1)), tmp_path, CPU)
     assert abs(other["train_loss"] - losses[0][-1]) > 1e-3
+
+
+def accuracy(state, config):
+    """Counts by hand, image by image, how often some weights are right."""
+    model = timm.create_model(config.model, num_classes=100)
+    model.load_state_dict(state)
+    model.eval()
+    data = Glyphs("validation", 200, 8, seed=0)
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+    images = (torch.from_numpy(data.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.no_grad():
+        return 100 * (model(images).argmax(1) == torch.tensor(data.targets)).float().mean().item()
+
+
+def test_the_averaged_network_is_what_counts(tmp_path, monkeypatch):
+    """Averaged by the formula in float64, from the weights after each step."""
+    steps = []
+
+    def stepped(loss, optimizer, *arguments):
+        step(loss, optimizer, *arguments)
+        weights = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
+        steps.append([weight.double() for weight in weights])
+
+    step = harness.train.training_step
+    monkeypatch.setattr(harness.train, "training_step", stepped)
+    schedule = ScheduleConfig(epochs=3, lr=0.05, model_ema=True, model_ema_decay=0.7)
+    config = replace(TINY, method="none", schedule=schedule)
+    line = train(config, tmp_path, CPU)
+    state = load_checkpoint(checkpoint_path(config, tmp_path), CPU)
+    average = steps[0]
+    for number, weights in enumerate(steps[1:], start=1):
+        decay = min(0.7, 1 - (1 + number) ** (-2 / 3))
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+    kept = [value.double() for value in state["model_ema"].values()]
+    for wanted in average:
+        alike = [value for value in kept if value.shape == wanted.shape]
+        assert any(torch.allclose(value, wanted, atol=1e-6) for value in alike), wanted.shape
+    loaded = load_model(config, tmp_path, 100, CPU).state_dict()
+    assert all(torch.equal(loaded[name], state["model_ema"][name]) for name in loaded)
+    assert line["top1_last"] == pytest.approx(accuracy(state["model_ema"], config))
+    assert line["top1_unaveraged_last"] == pytest.approx(accuracy(state["model"], config))
+    plain = replace(config, schedule=replace(schedule, model_ema=False))
+    assert "top1_unaveraged" not in train(plain, tmp_path, CPU)
+    unaveraged = load_model(plain, tmp_path, 100, CPU).state_dict()
+    for name, value in unaveraged.items():  # training itself is as without averages
+        if "running" not in name:  # the order in which statistics are taken is another
+            assert torch.equal(value, state["model"][name]), name
+
+
+RECIPES = {
+    "all": RunConfig(
+        "sage",
+        seed=1,
+        data=replace(TINY.data, aa="rand-m6-mstd0.5-inc1", reprob=0.5),
+        schedule=ScheduleConfig(
+            epochs=3, opt="adamw", lr=1e-3, warmup_epochs=1, layer_decay=0.8, clip_grad=1.0,
+            bce_loss=True, bce_target_thresh=0.2, model_ema=True,
+        ),
+        drop_path=0.2,
+    ),
+    "lamb": RunConfig(
+        "mixup-cutmix",
+        seed=1,
+        data=replace(TINY.data, on_device=True, reprob=0.5),
+        schedule=ScheduleConfig(epochs=3, opt="lookahead_lamb", lr=1e-3, model_ema=True),
+        mixing=MethodConfig(alpha=0.1, cutmix_alpha=1.0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_was_cut_off_ends_with_the_same_bits(tmp_path, recipe):
+    class CutOffError(Exception):
+        pass
+
+    def cut_off(epochs):
+        if epochs == 1:
+            raise CutOffError
+
+    config = RECIPES[recipe]
+    with pytest.raises(CutOffError):
+        train(config, tmp_path / "cut", CPU, progress=cut_off)
+    cut, whole = (train(config, tmp_path / name, CPU) for name in ("cut", "whole"))
+    assert untimed(cut) == untimed(whole)
+    states = [load_checkpoint(checkpoint_path(config, tmp_path / n), CPU) for n in ("cut", "whole")]
+    for part in ("model", "model_ema"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+    assert "diverged" not in cut
 
 
 def start(out, *flags):

@@ -103,8 +103,10 @@ def test_a_full_disk_loses_no_finished_run(tmp_path):
 class TestPresets:
     @pytest.mark.parametrize("name", PRESETS)
     def test_each_makes_a_run(self, name):
-        run = Settings(preset=name, **PRESETS[name]).run("sage", 0)
-        assert run.data.dataset.startswith("torch/cifar")
+        """But for finetune's weights, which a test cannot download."""
+        run = Settings(preset=name, **PRESETS[name] | {"pretrained": False}).run("sage", 0)
+        assert run.model == PRESETS[name]["model"]
+        assert run.schedule == PRESETS[name]["schedule"]
 
     @pytest.mark.parametrize(
         ("name", "lambda_max", "ratio"),
@@ -122,6 +124,25 @@ class TestPresets:
         assert (run.schedule.epochs, run.schedule.lr, run.schedule.weight_decay) == (300, 0.2, 1e-4)
         assert (run.schedule.sched, run.schedule.decay_milestones) == ("multistep", (100, 200))
         assert (run.data.batch_size, run.data.train_size) == (100, None)
+
+    def test_a3_is_that_of_resnet_strikes_back(self):
+        """Its Table 2."""
+        run = Settings(preset="timm-a3", **PRESETS["timm-a3"]).run("mixup-cutmix", 0)
+        schedule, data = run.schedule, run.data
+        assert (schedule.epochs, schedule.warmup_epochs, schedule.sched) == (100, 5, "cosine")
+        assert (schedule.opt, schedule.lr, schedule.weight_decay) == ("lamb", 8e-3, 0.02)
+        assert (data.batch_size, data.image_size, data.crop_pct) == (2048, 160, 0.95)
+        assert (data.train_crop_mode, data.aa) == ("rrc", "rand-m6-mstd0.5-inc1")
+        assert (schedule.bce_loss, schedule.model_ema, run.drop_path) == (True, False, None)
+        assert (run.mixing.label_smoothing, data.reprob) == (0, 0)
+        mix = METHODS["mixup-cutmix"](run.mixing, None, None, 10)
+        assert (mix.mixup_alpha, mix.cutmix_alpha) == (0.1, 1.0)
+
+    def test_finetune_starts_from_published_weights(self):
+        settings = Settings(preset="finetune", **PRESETS["finetune"])
+        assert settings.pretrained
+        assert (settings.schedule.opt, settings.schedule.warmup_epochs) == ("adamw", 5)
+        assert (settings.drop_path, settings.data.scale) == (0.1, (0.35, 1.0))
 
     def test_flags_override_the_preset(self, tmp_path):
         flags = ["--preset", "cpu", "--dataset", "glyphs", "--methods", "none", "--seeds", "0"]
