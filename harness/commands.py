@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tqdm import tqdm
 
-from harness.config import MethodConfig, OverheadConfig, check_directory, make_directory
+from harness.config import DataConfig, MethodConfig, OverheadConfig, check_directory, make_directory
 from harness.settings import Command, Settings, each_run
 
 
@@ -52,6 +52,46 @@ class Check(Command):
 
 
 @dataclass(frozen=True)
+class Init(Command):
+    """Say which training to begin with on a folder of images, why, and how long it will take.
+
+    Makes the same check as the check command, chooses network, image size, schedule and methods by
+    what the folder holds, times a few steps of each method on this machine, and prints the train
+    command. Nothing is trained or written.
+
+    Usage examples:
+
+      python -m harness init photographs
+
+      python -m harness init photographs --val-split test --device cuda
+
+      python -m harness init photographs --model resnet50 --initial-checkpoint resnet50.pt
+    """
+
+    data_dir: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds SPLIT/CLASS/, with images at any depth."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "validation"
+    """Split to measure on; where there is none called validation, val, valid or test."""
+    device: str | None = None
+    """Where to train: cpu, cuda, cuda:1, ...; if None, cuda where there is one."""
+    model: str | None = None
+    """The network, by its name in timm; if None, one is chosen."""
+    initial_checkpoint: Path | None = None
+    """A file of weights to start from; if None, those that timm downloads, where they can be
+    had."""
+
+    GOES_ON: ClassVar[bool] = False
+
+    def __call__(self) -> None:
+        from harness.init import propose
+
+        data = DataConfig("folder", str(self.data_dir), self.train_split, self.val_split)
+        print(propose(data, self.device, self.model, self.initial_checkpoint))
+
+
+@dataclass(frozen=True)
 class Train(Settings):
     r"""Train every method with every seed, and append one line a run to OUT/results.jsonl.
 
@@ -76,6 +116,9 @@ class Train(Settings):
     comixup, and sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
+    tensorboard: bool = False
+    """Write loss, learning rate and accuracy after each epoch to OUT/tensorboard, a folder a run;
+    needs the package tensorboard."""
 
     def __call__(self) -> None:
         import torch
@@ -83,8 +126,11 @@ class Train(Settings):
 
         from harness.run_config import RunConfig
         from harness.runs import note_runs, run_all
+        from harness.tensorboard import Curves, summary_writer
         from harness.train import Progress, train
 
+        if self.tensorboard:
+            summary_writer()
         runs = each_run(self.run, self.methods, self.seeds)
         self.begin(runs)
         place = init_distributed_device_so(self.device)
@@ -93,7 +139,9 @@ class Train(Settings):
             note_runs(runs, self.out)
 
         def call(run: RunConfig, progress: Progress) -> None:
-            line = train(run, self.out, device, rank, progress=progress)
+            with Curves(run, self.out) as curves:
+                log = curves if self.tensorboard else None
+                line = train(run, self.out, device, rank, log=log, progress=progress)
             if rank == 0:
                 tqdm.write(
                     f"{line['method']:>8}  seed {line['seed']}  top-1 {line['top1']:5.2f} %  "
@@ -321,7 +369,7 @@ class Report(Command):
     Reads runs.jsonl, failures.jsonl, results.jsonl, robustness.jsonl, foreground.jsonl,
     dynamics.jsonl, agreement.jsonl, episodes.jsonl, overhead.json and gallery.png, as far as they
     are there; several folders are read as if they were one. Prints the tables, and writes
-    report.html, report.md and the pictures (PNG).
+    report.html, report.md, the pictures (PNG), and results.csv with a row a run.
 
     Usage examples:
 
@@ -338,17 +386,18 @@ class Report(Command):
     """Folder to write to; the first of the others if not given."""
 
     def __call__(self) -> None:
-        from harness.report import markdown, read, sections, write
+        from harness.report import markdown, read, sections, write, write_rows
 
         if not self.directories:
             raise ValueError("name at least one folder that holds a results.jsonl")
         found = [folder for named in self.directories for folder in folders(named)]
         out = self.out or found[0]
         make_directory(out)
-        contents = sections(read([*dict.fromkeys(found)]))
+        lines = read([*dict.fromkeys(found)])
+        contents = sections(lines)
         print(markdown(contents, pictures=False))
         print()
-        for path in write(contents, out):
+        for path in [*write(contents, out), *write_rows(lines, out)]:
             print(f"written: {path}")
 
 
@@ -400,7 +449,7 @@ class Gallery(Settings):
 
 # fmt: off
 COMMANDS: tuple[type[Command], ...] = (
-    Check, Train, Robustness, Overhead, Foreground, Agreement, Dynamics, Report, Gallery,
+    Check, Init, Train, Robustness, Overhead, Foreground, Agreement, Dynamics, Report, Gallery,
 )
 # fmt: on
 """The commands in the order of the help."""

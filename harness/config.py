@@ -121,6 +121,9 @@ class DataConfig:
     if there is only one of them."""
     dataset_download: bool = False
     """Let timm download the data set, where it can."""
+    name: str | None = None
+    """What results and the report call the data set; if None, a folder has its own name, and other
+    data sets that in timm."""
     num_classes: int | None = None
     """The number of classes: of the glyphs, so many are taken, else all 100; of other data sets,
     only a stream (wds/..., hfids/..., tfds/...) needs to be told."""
@@ -168,6 +171,8 @@ class DataConfig:
         check_at_least(1, train_size=self.train_size)
         check_at_least(LEAST_GLYPH if self.dataset == "glyphs" else 1, image_size=self.image_size)
         check_at_least(0, workers=self.workers)
+        if self.name is not None and not self.name.strip():
+            raise ValueError(f"name must be a word or more, got {self.name!r}")
         check_in("(0, 1]", crop_pct=self.crop_pct)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares in (0, 1], ascending, got {self.scale}")

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,14 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         called = [f"{name!r} {place}" for name in names]
         train = Subset(train, balanced_indices(targets, config.train_size, seed, called))
     return Splits(train, validation, names, hflip, notes)
+
+
+def dataset_name(config: DataConfig) -> str:
+    """Returns what results and the report call a data set: its given name, or its folder's own."""
+    if config.name is not None:
+        return config.name
+    own = config.dataset in (*_FOLDERS, "tar") and config.data_dir is not None
+    return (os.path.basename(os.path.abspath(config.data_dir)) if own else "") or config.dataset
 
 
 def count_images(config: DataConfig, seed: int) -> tuple[int | None, int]:

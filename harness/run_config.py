@@ -60,8 +60,8 @@ class RunConfig:
     }
     BEFORE: ClassVar[dict[str, Any]] = {"batch_norm": "running"}
     """What runs were trained with before there was a setting, where that is not its default."""
-    PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download")
-    """Settings of the data that say where they are, not what they are."""
+    PLACE: ClassVar[tuple[str, ...]] = ("data_dir", "dataset_download", "name")
+    """Settings of the data that say where they are and what they are called, not what they are."""
     SOURCE: ClassVar[tuple[str, ...]] = ("pretrained", "initial_checkpoint")
     """Settings that say where ``initial_weights``, a digest, are from."""
 

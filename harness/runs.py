@@ -1,6 +1,7 @@
 """Runs in turn: checks before the first, a lock for each, notes of those that failed."""
 
 import contextlib
+import json
 import sys
 import time
 import traceback
@@ -13,13 +14,13 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from harness.config import make_directory
-from harness.data import count_images
+from harness.data import count_images, dataset_name
 from harness.device import from_first
 from harness.learner import make_loss, make_optimizer
 from harness.methods import METHODS
 from harness.models import create_network
 from harness.run_config import RunConfig
-from harness.store import RUN, append_result, cached, read_results
+from harness.store import RUN, append_result, read_results
 from harness.train import Progress
 
 _LOOKED_AGAIN = 2.0  # seconds, at runs that other processes are at
@@ -73,10 +74,17 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
 
 
 def note_runs(runs: Sequence[RunConfig], out: Path) -> None:
-    """Writes to OUT/runs.jsonl what is asked for, so that the report shows what is missing."""
+    """Writes to OUT/runs.jsonl what is asked for, so that the report shows what is missing.
+
+    What stands there is not written again, unless the data set has another name by now.
+    """
+    path = out / "runs.jsonl"
     with _lock(out, "runs"):
-        for run in runs:
-            cached(out / "runs.jsonl", _header(run), dict)
+        noted = {json.dumps(line.get("config")): line for line in read_results(path)}
+        for header in map(_header, runs):
+            last = noted.get(json.dumps(header["config"]), {})
+            if last.get("dataset_name") != header["dataset_name"]:
+                append_result(path, header)
 
 
 def in_turn(runs: Sequence[RunConfig], out: Path, rank: int = 0) -> Iterator[Turn]:
@@ -196,4 +204,5 @@ def _note_failure(run: RunConfig, error: Exception, out: Path) -> None:
 
 
 def _header(run: RunConfig) -> dict[str, object]:
-    return {"method": run.method, "seed": run.seed, "config": run.identity()}
+    named = {"method": run.method, "seed": run.seed, "dataset_name": dataset_name(run.data)}
+    return {**named, "config": run.identity()}

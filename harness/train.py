@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART
-from harness.data import load_splits
+from harness.data import dataset_name, load_splits
 from harness.device import autocast, device_name, from_first, timed
 from harness.learner import (
     BuildLearner,
@@ -75,6 +75,7 @@ def train(
     learner: BuildLearner = Classifier,
     validation: Validation = Validation(),
     after_epoch: Callable[[int, nn.Module], None] | None = None,
+    log: Callable[[int, dict[str, Any]], None] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Trains and measures one run, or goes on with it, or reads its result if it is there.
@@ -92,6 +93,7 @@ def train(
         validation: Measures the network, and chooses the epoch that counts.
         after_epoch: Called by the first process with an epoch's number, from 1 on, and the model
             after it, under the run's autocast; must leave the model's weights and buffers alone.
+        log: Called by the first process with an epoch's number, from 1 on, and its figures.
         progress: Is told how many epochs are done, those of an earlier call too.
 
     Returns:
@@ -119,6 +121,9 @@ def train(
     for epoch in range(len(run.history), epochs):
         run.epoch(epoch, measured=validation.best or epoch >= epochs - config.measured_epochs)
         if rank == 0:
+            if log is not None:
+                lr = max(group["lr"] for group in run.optimizer.param_groups)
+                log(epoch + 1, run.history[-1] | {"lr": lr})
             if after_epoch is not None:
                 with run.autocast():
                     after_epoch(epoch + 1, run.model)
@@ -314,6 +319,7 @@ class _Run:
             "method": config.method,
             "seed": config.seed,
             "dataset": config.data.dataset,
+            "dataset_name": dataset_name(config.data),
             "model": config.model,
             "epochs": config.schedule.epochs,
             "train_size": len(self.splits.train),

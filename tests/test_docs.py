@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_method_that_the_docs_add_trains(tmp_path):
     """Does to a copy what docs/harness.md says: a file, a line, a command."""
     text = (ROOT / "docs/harness.md").read_text()
-    file, line = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)
+    *_, file, line = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)
     for package in ("harness", "sage_timm"):
         shutil.copytree(ROOT / package, tmp_path / package)
     methods = tmp_path / "harness/methods"

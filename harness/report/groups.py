@@ -36,6 +36,8 @@ class Setting:
     config: dict[str, Any] | None
     """The settings that they share; None if the lines do not tell."""
     title: str = "What the mixes keep"
+    dataset: str | None = None
+    """What the data set is called, by runs.jsonl if it says so, else by another file."""
     lines: dict[str, list[Line]] = field(default_factory=dict)
     """Lines by file, each with the "label" of its method; those of diverged runs left out."""
     methods: dict[str, Method] = field(default_factory=dict)
@@ -46,6 +48,8 @@ class Setting:
     """Errors by label and seed."""
     diverged: dict[tuple[str, int], str] = field(default_factory=dict)
     """Why a run's figures count for nothing, by label and seed."""
+    finished: list[Line] = field(default_factory=list)
+    """A line of results a run, those of diverged runs too; of two for one run, the later."""
 
     @property
     def learner(self) -> str | None:
@@ -100,6 +104,8 @@ def settings(files: Mapping[str, Sequence[Line]]) -> list[Setting]:
             config = _shared(line.get("config"))
             setting = found.setdefault(json.dumps(config, sort_keys=True), Setting(config))
             setting.lines.setdefault(file, []).append(line)
+            if file == "runs" or setting.dataset is None:
+                setting.dataset = line.get("dataset_name", setting.dataset)
     for setting in found.values():
         rows = [f for f in setting.lines if of.get(f, "runs") in ("runs", "mixes")]
         methods = dict.fromkeys(method_of(line) for file in rows for line in setting.lines[file])
@@ -171,6 +177,7 @@ def _set_apart(setting: Setting, files: Sequence[str]) -> None:
         file: {(line["label"], line["seed"]): line for line in setting.lines.get(file, [])}
         for file in ("runs", "failures", "results")
     }
+    setting.finished = [*of["results"].values()]
     reasons = {run: _divergence(line) for run, line in of["results"].items()}
     setting.diverged = {run: reason for run, reason in reasons.items() if reason}
     setting.failed = {
@@ -198,16 +205,22 @@ def _divergence(line: Line) -> str | None:
 
 
 def _shared(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Takes what runs share; settings younger than the line have the defaults of their time."""
+    """Takes what runs share, whole."""
     if config is None:
         return None
-    told = {name: value for name, value in config.items() if name not in ("method", "seed")}
-    whole = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
-    whole |= RunConfig.BEFORE | told
+    whole = {k: v for k, v in completed(config).items() if k not in ("method", "seed")}
+    whole["mixing"] = {k: v for k, v in whole["mixing"].items() if k not in _OWN}
+    return whole
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives settings that are younger than their line the defaults of its time."""
+    known = (f for f in fields(RunConfig) if f.name not in RunConfig.SOURCE)
+    whole = {f.name: f.default for f in known if f.default is not MISSING}
+    whole |= RunConfig.BEFORE | dict(config)
     for name, part in RunConfig.PARTS.items():
         defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
-        whole[name] = defaults | told.get(name, {})
-    whole["mixing"] = {k: v for k, v in whole["mixing"].items() if k not in _OWN}
+        whole[name] = defaults | config.get(name, {})
     return whole
 
 
@@ -215,11 +228,16 @@ def _name(found: Sequence[Setting]) -> None:
     """Gives each setting of one learner a title, with what tells it from the others."""
     flat = [pd.json_normalize(setting.config).to_dict("records")[0] for setting in found]
     differing = [name for name in _differing(flat) if name not in _NAMED_IN_TITLE]
+    data: dict[str | None, set[Any]] = {}
+    for setting, values in zip(found, flat, strict=True):
+        data.setdefault(setting.dataset, set()).add(values.get("data.fingerprint"))
+    if None not in data and all(len(prints) == 1 for prints in data.values()):
+        differing = [name for name in differing if name != "data.fingerprint"]  # the names tell
     for setting, values in zip(found, flat, strict=True):
         line = next(iter(setting.lines.get("results", [])), {})
         sort = "measure on" if setting.learner is None else "choose the epoch by"
         parts = (
-            ("{}", line.get("dataset", values.get("data.dataset"))),
+            ("{}", setting.dataset or line.get("dataset", values.get("data.dataset"))),
             ("{} training images", line.get("train_size", values.get("data.train_size"))),
             (f"{{}} to {sort}", line.get("validation_size")),
             ("{}", line.get("model", values.get("model"))),

@@ -40,7 +40,17 @@ def call(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "robustness", "overhead", "foreground", "agreement", "dynamics", "report", "gallery"],
+    [
+        "init",
+        "train",
+        "robustness",
+        "overhead",
+        "foreground",
+        "agreement",
+        "dynamics",
+        "report",
+        "gallery",
+    ],
 )
 def test_help_has_examples(call, command):
     code, printed, _ = call(f"{command} --help")
@@ -49,7 +59,7 @@ def test_help_has_examples(call, command):
     assert f"python -m harness {command}" in text
 
 
-@pytest.mark.parametrize("words", ["harness train", "fewshot", "fewshot evaluate"])
+@pytest.mark.parametrize("words", ["harness train", "harness init", "fewshot", "fewshot evaluate"])
 def test_help_waits_for_no_heavy_module(words):
     """What takes seconds to import is imported once a command runs."""
     package, *command = words.split()

@@ -563,7 +563,7 @@ def test_the_command_prints_the_tables_and_writes_everything_to_the_first_folder
     kinds = dict.fromkeys(kind for kind, _ in CONDITIONS if kind != "clean")
     pictures = {"accuracy-time", "training-loss", "top1-epochs", "overhead"}
     pictures |= {f"robustness-{kind}" for kind in kinds}
-    names = {"report.html", "report.md", *(f"{name}.png" for name in pictures)}
+    names = {"report.html", "report.md", "results.csv", *(f"{name}.png" for name in pictures)}
     assert written == {str(one / name) for name in names}
     assert all((one / name).stat().st_size > 1000 for name in names)
     text = (one / "report.md").read_text()
