@@ -149,7 +149,7 @@ class DataConfig:
     """rrc: smallest and largest width over height of a crop, as in timm."""
     aa: str | None = later(None)
     """timm's AutoAugment, RandAugment or AugMix after the crop, by its name there:
-    rand-m9-mstd0.5-inc1, original, v0, 3a, augmix-m3-w3, ..."""
+    rand-m9-mstd0.5-inc1, original, 3a, augmix-m3-w3, ..."""
     reprob: float = later(0.0)
     """Probability that timm's RandomErasing fills a part of an image with noise."""
     batch_size: int = 100

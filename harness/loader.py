@@ -114,7 +114,7 @@ def check_augmentation(config: DataConfig) -> None:
     except Exception as error:  # timm asserts, or looks up a key
         raise ValueError(
             f"aa={config.aa!r} is not an augmentation of timm's, such as rand-m9-mstd0.5-inc1, "
-            f"original, v0, 3a or augmix-m3-w3: {error}"
+            f"original, 3a or augmix-m3-w3: {error}"
         ) from error
 
 

@@ -109,7 +109,7 @@ def test_every_setting_that_came_later_is_tried_above():
         ({"schedule": ScheduleConfig(model_ema_decay=1.0)}, "model_ema_decay must be in"),
         ({"data": DataConfig(aa="rand-x9")}, "aa='rand-x9' is not an augmentation of timm's"),
         ({"data": DataConfig(aa="")}, "aa='' is not an augmentation of timm's"),
-        ({"data": DataConfig(aa="v0", on_device=True)}, "aa='v0' changes PIL images"),
+        ({"data": DataConfig(aa="3a", on_device=True)}, "aa='3a' changes PIL images"),
         ({"data": DataConfig(reprob=1.1)}, r"reprob must be in \[0, 1\], got 1.1"),
         ({"mixing": MethodConfig(cutmix_alpha=0.0)}, "cutmix_alpha must be in"),
         ({"drop_path": 1.0}, r"drop_path must be in \(0, 1\), got 1.0"),
