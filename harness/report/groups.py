@@ -221,7 +221,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, part in RunConfig.PARTS.items():
         defaults = {k: v for k, v in asdict(part()).items() if k not in RunConfig.PLACE}
         whole[name] = defaults | config.get(name, {})
-    return whole
+    as_json: dict[str, Any] = json.loads(json.dumps(whole))  # with lists for tuples, as in lines
+    return as_json
 
 
 def _name(found: Sequence[Setting]) -> None:

@@ -350,6 +350,8 @@ def test_a_setting_that_is_younger_than_a_line_has_its_default(tmp_path):
     settings |= RunConfig.BEFORE  # what it was before there was a setting
     for name in RunConfig.PLACE:
         del settings["data"][name]
+    for name in RunConfig.SOURCE:
+        del settings[name]
     for name, value in settings.items():
         part = of_today["config"].setdefault(name, value)
         of_today["config"][name] = {**value, **part} if isinstance(value, dict) else part
@@ -579,7 +581,7 @@ def test_the_command_writes_where_it_is_told(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     Report((tmp_path / "runs",), out)()
     pictures = {f"{name}.png" for name in ("accuracy-time", "top1-epochs", "training-loss")}
-    names = {"report.html", "report.md", *pictures}
+    names = {"report.html", "report.md", "results.csv", *pictures}
     assert {path.name for path in out.iterdir()} == names
     before = {name: (out / name).read_bytes() for name in names}
     Report((tmp_path / "runs",), out)()

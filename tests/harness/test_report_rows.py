@@ -21,6 +21,7 @@ RESULTS = [
     result("none", 0, 9.0, config={"epochs": 80}),
 ]
 del RESULTS[-1]["config"]["schedule"]["lr"]
+RESULTS[0]["config"]["data"]["scale"] = [0.08, 1.0]  # the default, which the others do not tell
 
 
 @pytest.fixture
@@ -77,6 +78,9 @@ def test_the_columns_are_flat_and_settings_younger_than_a_line_have_their_defaul
         assert row["config.mixing.lambda_max"] == str(line["config"]["mixing"]["lambda_max"])
         assert row["config.batch_norm"] == "running"  # what lines without it were measured with
         assert row["config.schedule.sched"] == "cosine"
+        assert row["config.schedule.opt"] == "sgd"  # left out of lines, where it has its default
+        assert row["config.data.scale"] == "[0.08, 1.0]"
+    assert "config.pretrained" not in columns
     assert written[0]["dataset_name"] == "jays, and owls"
 
 
