@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -49,12 +50,25 @@ def cached(path: Path, key: Line, measure: Callable[[], Line]) -> Line:
         key: What tells the line from all others: names with their values.
         measure: Gives the rest of the line.
     """
-    for line in read_results(path):
-        if key.items() <= line.items():
-            return line
-    line = {**key, **measure()}
-    append_result(path, line)
+    line = find(path, key)
+    if line is None:
+        line = {**key, **measure()}
+        append_result(path, line)
     return line
+
+
+def find(path: Path, key: Line) -> Line | None:
+    """Returns the first line that holds a key, None if there is none."""
+    if not path.exists():
+        return None
+    state = path.stat()
+    lines = _unchanged(path, state.st_size, state.st_mtime_ns)
+    return next((line for line in lines if key.items() <= line.items()), None)
+
+
+@lru_cache(maxsize=1)  # a file is asked for one key after the other
+def _unchanged(path: Path, _size: int, _modified: int) -> list[Line]:
+    return read_results(path)
 
 
 def finite(value: Any) -> Any:

@@ -6,9 +6,10 @@ otherwise show what SAGE would do with their saliency.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from timm.data.mixup import mixup_target
@@ -22,7 +23,7 @@ from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
 from harness.methods.base import evaluation_mode
 from harness.pictures import mix_columns, save_grid
 from harness.run_config import RunConfig
-from harness.store import RUN, Line, cached
+from harness.store import RUN, Line, cached, find
 from harness.train import Progress, no_progress, train
 
 MEASURES = (
@@ -57,10 +58,6 @@ _NEARLY_CLEAN = 0.1  # the lesser label weight of a mix that is next to one of i
 _PAIRS_SHOWN = 5
 
 
-class _UnmeasuredError(ValueError):
-    """An epoch that has no line."""
-
-
 def follow(
     config: RunConfig,
     epochs: Sequence[int],
@@ -86,50 +83,53 @@ def follow(
     key = {"method": config.method, "seed": config.seed, "images": images}
     key["config"] = config.identity()
     path = out / "dynamics.jsonl"
+    asked = sorted(set(epochs))
 
-    def refuse(epoch: int) -> Line:
-        raise _UnmeasuredError(
-            f"out={str(out)!r} holds {config.method}, seed {config.seed}, trained past epoch "
-            f"{epoch} without a line in {path.name}: name another folder"
-        )
+    def found() -> dict[int, Line | None]:
+        return {epoch: find(path, {**key, "epoch": epoch}) for epoch in asked}
 
-    def lines() -> list[Line]:
-        return [
-            cached(path, {**key, "epoch": epoch}, partial(refuse, epoch))
-            for epoch in sorted(set(epochs))
-        ]
-
-    try:
-        return lines()
-    except _UnmeasuredError:
-        fixed = FixedPairs(config, "train", images, f"images={images}")
+    lines = found()
+    if all(lines.values()):
+        return [*lines.values()]
+    fixed = FixedPairs(config, "train", images, f"images={images}")
+    load = cache(fixed.load)  # once, not after each epoch
     alpha = config.mixing.alpha_or(1.0)
     lam = torch.from_numpy(fixed.random.beta(alpha, alpha, images))
 
     def after_epoch(epoch: int, model: nn.Module) -> None:
         if epoch in epochs:
             picture = out / f"mixes-{config.method}-seed{config.seed}-epoch{epoch}.png"
-            measure = partial(_measure_mixes, config, model, fixed, lam, device, picture)
+
+            def measure() -> Line:
+                return _measure_mixes(config, model, fixed, load(model, device), lam, picture)
+
             cached(path, {**key, "epoch": epoch}, measure)
 
     train(config, out, device, after_epoch=after_epoch, progress=progress)
-    return lines()
+    lines = found()
+    for epoch, line in lines.items():
+        if line is None:
+            raise ValueError(
+                f"out={str(out)!r} holds {config.method}, seed {config.seed}, trained past epoch "
+                f"{epoch} without a line in {path.name}: name another folder"
+            )
+    return [*lines.values()]
 
 
 def _measure_mixes(
     config: RunConfig,
     model: nn.Module,
     fixed: FixedPairs,
+    loaded: tuple[Tensor, Tensor, dict[str, Any]],
     lam: Tensor,
-    device: torch.device,
     picture: Path,
 ) -> Line:
     """Measures the mixes of all batches, and saves some of the first one's as a picture."""
-    images, classes, data_config = fixed.load(model, device)
+    images, classes, data_config = loaded
     smoothing = config.mixing.label_smoothing
     tensors = [images, mixup_target(classes, fixed.classes, smoothing=smoothing), lam]
     if hasattr(fixed.dataset, "masks"):  # each image's object in [0, 1]
-        tensors.append(torch.from_numpy(fixed.dataset.masks[fixed.indices]).to(device) / 255)
+        tensors.append(torch.from_numpy(fixed.dataset.masks[fixed.indices]).to(images.device) / 255)
     random_seed(config.seed)  # of dropout
     sage = attached_sage(config, model)
     model.train()
