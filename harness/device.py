@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import timm
 import torch
 
 Value = TypeVar("Value")
@@ -34,6 +35,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} thread(s)"
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Names the device and the versions that a figure was made with."""
+    return {"device": device_name(device), "torch": torch.__version__, "timm": timm.__version__}
 
 
 def autocast(amp: str, device: torch.device) -> torch.autocast:

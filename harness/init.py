@@ -17,7 +17,6 @@ from harness.device import autocast, device_name, open_device, timed
 from harness.figures import markdown_table
 from harness.folders import image_mode
 from harness.learner import Classifier, make_optimizer, training_step
-from harness.models import create_network
 from harness.plan import (
     METHODS,
     SEEDS,
@@ -173,9 +172,7 @@ def _loaded(
 
 
 def _network(config: RunConfig, splits: Splits) -> torch.nn.Module:
-    data = config.data
-    size = len(splits.classes), data.image_size, data.in_chans
-    network = create_network(config.model, *size, config.drop_path)
+    network = config.make_network(len(splits.classes))
     config.load_initial_weights(network)
     return network
 

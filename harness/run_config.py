@@ -10,7 +10,6 @@ import timm
 from timm.optim import list_optimizers
 from torch import nn
 
-import harness.models  # noqa: F401  (registers the networks with timm)
 from harness.config import (
     MOST_EPOCHS,
     RANK_APART,
@@ -27,6 +26,7 @@ from harness.data import fingerprint
 from harness.loader import check_augmentation
 from harness.methods import METHODS, REQUIRES
 from harness.methods.base import needs
+from harness.models import create_network
 from harness.weights import InitialWeights
 
 _SEEDS = 2**32  # NumPy's
@@ -117,6 +117,11 @@ class RunConfig:
         if self.initial_checkpoint is not None:
             return InitialWeights.from_file(self.initial_checkpoint)
         return InitialWeights.from_timm(self.model) if self.pretrained else None
+
+    def make_network(self, classes: int) -> nn.Module:
+        """Makes the run's network, without its initial weights."""
+        data = self.data
+        return create_network(self.model, classes, data.image_size, data.in_chans, self.drop_path)
 
     def load_initial_weights(self, network: nn.Module) -> None:
         """Loads the weights to start from into the run's network, if it starts from any.

@@ -18,7 +18,6 @@ from harness.data import count_images, dataset_name
 from harness.device import from_first
 from harness.learner import make_loss, make_optimizer
 from harness.methods import METHODS
-from harness.models import create_network
 from harness.run_config import RunConfig
 from harness.store import RUN, append_result, read_results
 from harness.train import Progress
@@ -48,7 +47,7 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
         )
     size, channels = run.data.image_size, run.data.in_chans
     try:
-        network = create_network(run.model, classes, size, channels, run.drop_path)
+        network = run.make_network(classes)
         with torch.no_grad():
             network.eval()(torch.zeros(1, channels, size, size))
     except Exception as error:

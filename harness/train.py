@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from harness.config import MOST_EPOCHS, RANK_APART
 from harness.data import dataset_name, load_splits
-from harness.device import autocast, device_name, from_first, timed
+from harness.device import autocast, from_first, made_with, timed
 from harness.learner import (
     BuildLearner,
     Classifier,
@@ -33,7 +32,6 @@ from harness.learner import (
 )
 from harness.loader import make_loader
 from harness.measure import measure
-from harness.models import create_network
 from harness.run_config import RunConfig
 from harness.store import (
     RUN,
@@ -158,7 +156,7 @@ def load_model(config: RunConfig, out: Path, classes: int, device: torch.device)
         raise ValueError(f"{path} is broken ({reason}): train in another folder") from error
     if state is None:
         raise ValueError(f"no checkpoint {path}: train this run first, with the same settings")
-    model = _network(config, classes, device)
+    model = config.make_network(classes).to(device)
     model.load_state_dict(state.get("best", state.get("model_ema", state["model"])))
     return model
 
@@ -183,7 +181,7 @@ class _Run:
         self.config, self.device, self.rank, self.validation = config, device, rank, validation
         self.splits = load_splits(data, config.seed)
         random_seed(config.seed * MOST_EPOCHS)
-        self.model = _network(config, len(self.splits.classes), device)
+        self.model = config.make_network(len(self.splits.classes)).to(device)
         config.load_initial_weights(self.model)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -252,7 +250,8 @@ class _Run:
 
     def _average(self) -> ModelEmaV3:
         """Makes the average of the network's weights, of a copy without hooks."""
-        copy = _network(self.config, self.model.num_classes, self.device)  # type: ignore[arg-type]
+        classes: Any = self.model.num_classes
+        copy = self.config.make_network(classes).to(self.device)
         if self.config.channels_last:
             copy = copy.to(memory_format=torch.channels_last)
         copy.load_state_dict(self.model.state_dict())
@@ -332,9 +331,7 @@ class _Run:
             "step_ms": median(line["step_ms"] for line in self.history),
             "train_seconds": sum(line["seconds"] for line in self.history),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "device": device_name(self.device),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
+            **made_with(self.device),
             "config": config.identity(),
             "history": [_without(("class_accuracy",), line) for line in self.history],
         }
@@ -399,14 +396,6 @@ def _begun(make: Callable[[], _Run], checkpoint: Path) -> _Run:
             _say(run.config, run.rank, said)
         return make()
     return run
-
-
-def _network(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
-    data = config.data
-    network = create_network(
-        config.model, classes, data.image_size, data.in_chans, config.drop_path
-    )
-    return network.to(device)
 
 
 def _say(config: RunConfig, rank: int, what: str) -> None:

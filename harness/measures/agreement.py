@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from scipy.stats import sem
 from timm.data.mixup import mixup_target
@@ -21,7 +20,7 @@ from torchmetrics.functional import spearman_corrcoef
 from tqdm import tqdm
 
 from harness.config import MethodConfig
-from harness.device import device_name
+from harness.device import made_with
 from harness.figures import Table, figure, half_width, is_number
 from harness.measures import Measurement
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
@@ -101,8 +100,7 @@ def measure_agreement(
 
     def measure(variant: MethodConfig) -> Line:
         figures = _compare(attached_sage(config, model, variant), batches(), config.seed)
-        versions = {"torch": torch.__version__, "timm": timm.__version__}
-        return {**figures, "device": device_name(device), **versions}
+        return figures | made_with(device)
 
     lines = []
     for variant in tqdm(listed, desc="variants", disable=None):

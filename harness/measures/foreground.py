@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from scipy.stats import sem
 from timm.data import resolve_data_config
@@ -33,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from tqdm import tqdm
 
-from harness.device import device_name
+from harness.device import made_with
 from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
 from harness.learner import make_loss
@@ -186,9 +185,7 @@ def _measure_method(
     return {
         **dict(zip(MEASURES, np.mean(batches, axis=0).tolist(), strict=True)),
         "standard_error": dict(zip(MEASURES, sem(batches, axis=0).tolist(), strict=True)),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
+        **made_with(device),
     }
 
 

@@ -30,7 +30,7 @@ from harness.config import (
     check_at_least,
     make_directory,
 )
-from harness.device import device_name, open_device
+from harness.device import made_with, open_device
 from harness.figures import NO_VALUE, Table
 from harness.glyphs import Glyphs
 from harness.measures import Measurement
@@ -228,9 +228,7 @@ class _Asked:
         self.facts = {
             "channels_last": config.channels_last,
             "classes": config.classes,
-            "device": device_name(self.device),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
+            **made_with(self.device),
             "mixing": asdict(config.mixing),
         }
 
