@@ -20,7 +20,7 @@ from fewshot.config import (
     TaskConfig,
 )
 from harness.config import Amp, DataConfig, MethodConfig, ScheduleConfig, check_directory, expanded
-from harness.settings import each_run
+from harness.settings import Command, each_run
 
 if TYPE_CHECKING:
     from fewshot.run_config import FewShotConfig
@@ -34,7 +34,7 @@ def data_folder(dataset: str, root: Path | None, out: Path) -> str:
 
 
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(Command):
     r"""Train a backbone with every method and seed, and measure it on episodes of new classes.
 
     The backbone learns the base classes; the epoch is chosen by episodes of the validation classes;
@@ -114,9 +114,6 @@ class FewShot:
     out: Path = Path("runs/fewshot")
     """Folder for results.jsonl, episodes.jsonl and checkpoints."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "out", expanded(self.out))
-
     def __call__(self) -> None:
         from fewshot.learners import LEARNERS
         from fewshot.measure import check_episodes, epoch_measure, evaluate
@@ -168,7 +165,7 @@ class FewShot:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Command):
     """Measure the backbones in DIR/checkpoints on episodes of new classes, without training.
 
     Usage examples:
@@ -185,9 +182,6 @@ class Evaluate:
     )
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "directory", expanded(self.directory))
 
     def __call__(self) -> None:
         from fewshot.measure import evaluate

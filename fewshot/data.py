@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from fewshot.config import PREFIX, DatasetName
 from fewshot.downloads import SPLITS, Content, ensure_files, read_split
-from harness.check import check_modes, check_readable, headers, oddities, same_images, say
+from harness.check import check_readable, remarks, same_images, say
 from harness.config import DataConfig
 from harness.data import register_dataset
 from harness.folders import (
@@ -155,10 +155,9 @@ def _content(name: str, root: Path, split: str) -> Content:
 def _folder(root: Path, split: str) -> ImageFolder:
     others = VALIDATION_NAMES if split == VALIDATION_NAMES[0] else ()
     folder = read_folder(find_split(root, split, others))
-    found = headers(folder)
-    check_modes(found)
+    notes = remarks(folder)
     check_readable(folder, "RGB")
-    say(root, oddities(folder, found))
+    say(root, notes)
     return folder
 
 

@@ -76,12 +76,17 @@ def check_folder(root: Path, train_split: str, val_split: str, mode: str) -> Che
             f"{paths[0].name!r} too: {_below(validation, same)}"
         )
     for folder in (train, validation):
-        found = headers(folder)
-        check_modes(found)
-        notes += oddities(folder, found)
+        notes += remarks(folder)
     check_readable(validation, mode)
     say(root, notes)
     return CheckedFolder(train, validation, notes)
+
+
+def remarks(folder: ImageFolder) -> list[str]:
+    """Checks that the range of all images' pixels is known, and says what is odd about a split."""
+    found = headers(folder)
+    check_modes(found)
+    return oddities(folder, found)
 
 
 def say(root: Path, notes: Iterable[str]) -> None:
