@@ -17,7 +17,7 @@ from fewshot.run_config import FewShotConfig
 from fewshot.tasks import split_tasks, task_loader, way_labels
 from harness.data import Splits
 from harness.learner import BuildLearner, Classifier
-from harness.methods import METHODS
+from harness.methods import METHODS, Training
 from harness.run_config import RunConfig
 
 
@@ -39,8 +39,9 @@ class _TaskLearner:
         self.support_labels = way_labels(self.tasks.ways, self.tasks.shots, device)
         self.query_labels = way_labels(self.tasks.ways, self.tasks.queries, device)
         self.loss_fn = SoftTargetCrossEntropy()
-        build, seen = METHODS[config.method], self.prepared(model)
-        self.mix = build(config.mixing, seen, self.loss_fn, self.tasks.ways)
+        seen = self.prepared(model)
+        training = Training(config.mixing, seen, self.loss_fn, self.tasks.ways)
+        self.mix = METHODS[config.method](training)
 
 
 class ProtoNet(_TaskLearner):

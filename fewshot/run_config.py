@@ -7,6 +7,7 @@ import fewshot.backbones
 import fewshot.data  # noqa: F401  (both register names)
 from fewshot.config import ADAPTING, PREFIX, EpisodeConfig, LearnerName, TaskConfig
 from harness.config import BatchNorm, DataConfig
+from harness.methods import kind_of
 from harness.run_config import RunConfig
 
 
@@ -82,10 +83,10 @@ class FewShotConfig(RunConfig):
             shares = f"{self.method} with update_ratio={self.mixing.update_ratio}"
         elif self.method == "comixup":
             shares = self.method
-        if self.method == "manifold":
+        if kind_of(self.method) == "hidden":
             raise ValueError(
-                f"{learner} does not go with manifold, which mixes all images of the network's "
-                "next pass: a task's support must stay unmixed"
+                f"{learner} does not go with {self.method}, which reaches all images of the "
+                "network's next pass: a task's support must stay unmixed"
             )
         if self.schedule.bce_loss:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.config import ScheduleConfig
 from harness.data import Splits
 from harness.loader import make_loader
-from harness.methods import METHODS
+from harness.methods import METHODS, Mix, Training, loss_of
 from harness.run_config import RunConfig
 
 
@@ -22,6 +22,8 @@ class Learner(Protocol):
 
     loader: Iterable[tuple[Tensor, Tensor]]
     """Normalised images ``[B, C, H, W]`` and class indices ``[B]``."""
+    mix: Mix
+    """The run's method."""
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Computes a batch's loss, a scalar."""
@@ -49,12 +51,13 @@ class Classifier:
             )
         self.model = model
         self.loss_fn = make_loss(config.schedule)
-        self.mix = METHODS[config.method](config.mixing, model, self.loss_fn, len(splits.classes))
+        training = Training(config.mixing, model, self.loss_fn, len(splits.classes))
+        self.mix = METHODS[config.method](training)
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Computes the loss of the mixed images and their targets."""
         mixed, soft_targets = self.mix(images, targets)
-        return self.loss_fn(self.model(mixed), soft_targets)
+        return loss_of(self.mix, self.loss_fn)(self.model(mixed), soft_targets)
 
 
 def training_step(
@@ -85,10 +88,18 @@ def make_loss(schedule: ScheduleConfig) -> nn.Module:
     return SoftTargetCrossEntropy()
 
 
-def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, schedule: ScheduleConfig, beside: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Makes the optimiser that every method trains with.
 
-    Raises a ValueError if timm cannot make it here, or if it needs second derivatives.
+    Args:
+        model: The network.
+        schedule: The settings.
+        beside: What the method trains along with the network.
+
+    Raises:
+        ValueError: If timm cannot make it here, or if it needs second derivatives.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -104,6 +115,9 @@ def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Op
         raise ValueError(f"opt={schedule.opt!r} cannot be had here: {reason}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"opt={schedule.opt!r} needs second derivatives, which no method gives it")
+    parameters = [] if beside is None else list(beside.parameters())
+    if parameters:
+        optimizer.add_param_group({"params": parameters})
     return optimizer
 
 

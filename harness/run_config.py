@@ -24,8 +24,7 @@ from harness.config import (
 )
 from harness.data import fingerprint
 from harness.loader import check_augmentation
-from harness.methods import METHODS, REQUIRES
-from harness.methods.base import needs
+from harness.methods import METHODS, REQUIRES, kind_of, needs
 from harness.models import create_network
 from harness.weights import InitialWeights
 
@@ -83,9 +82,9 @@ class RunConfig:
                 f"batch_size must be even on each of {self.devices} device(s), since timm's Mixup "
                 f"mixes pairs, got {self.data.batch_size}"
             )
-        if self.compile and self.method == "manifold":
+        if self.compile and kind_of(self.method) == "hidden":
             raise ValueError(
-                "manifold draws the layer that it mixes at for each batch, which compile=True "
+                f"{self.method} reaches into hidden layers anew for each batch, which compile=True "
                 "would fix: train it without compile"
             )
         if not timm.is_model(self.model):

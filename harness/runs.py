@@ -17,7 +17,7 @@ from harness.config import make_directory
 from harness.data import count_images, dataset_name
 from harness.device import from_first
 from harness.learner import make_loss, make_optimizer
-from harness.methods import METHODS
+from harness.methods import METHODS, Training
 from harness.run_config import RunConfig
 from harness.store import RUN, append_result, read_results
 from harness.train import Progress
@@ -59,7 +59,7 @@ def check_runs(runs: Sequence[RunConfig], out: Path) -> None:
         run.load_initial_weights(network)
     for method in dict.fromkeys(run.method for run in runs):
         try:
-            METHODS[method](run.mixing, network, make_loss(run.schedule), classes)
+            METHODS[method](Training(run.mixing, network, make_loss(run.schedule), classes))
         except ValueError:
             raise
         except Exception:  # no matter of settings: the run will fail, and not keep the others

@@ -32,6 +32,7 @@ from harness.learner import (
 )
 from harness.loader import make_loader
 from harness.measure import measure
+from harness.methods import module_of
 from harness.run_config import RunConfig
 from harness.store import (
     RUN,
@@ -192,7 +193,8 @@ class _Run:
         data_config = resolve_data_config({}, model=self.model)
         loader = make_loader(data, self.splits.validation, data_config, device, hflip=None)
         self.validation_loader = list(loader) if data.on_device else loader
-        self.optimizer = make_optimizer(self.model, schedule)
+        self.module = module_of(self.learner.mix)
+        self.optimizer = make_optimizer(self.model, schedule, self.module)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched=schedule.sched,
@@ -271,7 +273,8 @@ class _Run:
 
     def _average_gradients(self) -> None:
         if self.config.devices > 1:
-            average_gradients(self.model, self.config.devices)
+            for module in filter(None, (self.model, self.module)):
+                average_gradients(module, self.config.devices)
 
     def _average_statistics(self, model: nn.Module) -> None:
         if self.config.devices > 1:
@@ -356,6 +359,7 @@ class _Run:
         averaged = {}
         if self.averaged is not None:
             averaged = {"model_ema": self.averaged.module.state_dict(), "updates": self.updates}
+        kept = {} if self.module is None else {"method": self.module.state_dict()}
         return {
             "config": self.config.identity(),
             "classes": self.splits.classes,
@@ -364,6 +368,7 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "history": self.history,
             **averaged,
+            **kept,
             **self.best,
         }
 
@@ -374,6 +379,8 @@ class _Run:
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["model_ema"])
             self.updates = state["updates"]
+        if self.module is not None:
+            self.module.load_state_dict(state["method"])
         self.history = state["history"]
         self.best = {"best": state["best"]} if "best" in state else {}
 

@@ -37,8 +37,7 @@ from harness.figures import Column, Table, half_width, table_of_means
 from harness.glyphs import CLASSES, Glyphs
 from harness.learner import make_loss
 from harness.measures import Measurement
-from harness.methods import METHODS, REQUIRES
-from harness.methods.base import Mix, no_steps, normalised
+from harness.methods import METHODS, REQUIRES, Mix, Training, kind_of, no_steps, normalised
 from harness.run_config import RunConfig
 from harness.store import Line, cached
 from harness.train import Progress, load_model, no_progress, train
@@ -46,7 +45,6 @@ from harness.train import Progress, load_model, no_progress, train
 MEASURES = ("foreground_kept_0", "foreground_kept_1", "foreground_kept_least", "label_weight")
 """Means over the mixes in percent: the shares that are kept of a mix's main image and of its
 partner, the smaller of the two, and the label weight of image 0."""
-_HIDDEN = ("manifold",)  # mixes hidden layers: its mix has no pixels
 _IMAGES = 2_000
 _BATCH = 20  # a method draws one weight for a batch: in small ones, many weights are drawn
 _MOST_BATCHES = 100_000
@@ -59,7 +57,7 @@ def measurable_methods() -> tuple[str, ...]:
     return tuple(
         name
         for name in METHODS
-        if name not in _HIDDEN and (name not in REQUIRES or find_spec(REQUIRES[name]))
+        if kind_of(name) == "images" and (name not in REQUIRES or find_spec(REQUIRES[name]))
     )
 
 
@@ -146,8 +144,10 @@ def _check(config: RunConfig, methods: Sequence[str], pairs: int) -> None:
             f"other classes, got {config.data.num_classes}"
         )
     for method in methods:
-        if method in _HIDDEN:
-            raise ValueError(f"{method} mixes hidden layers, so no foreground can be followed")
+        if kind_of(method) != "images":
+            raise ValueError(
+                f"{method} mixes no pixels of a batch by weights, so no foreground can be followed"
+            )
         replace(config, method=method)
     if pairs % _BATCH or not 2 * _BATCH <= pairs <= _MOST_BATCHES * _BATCH:
         raise ValueError(
@@ -166,7 +166,7 @@ def _measure_method(
     model = load_model(config, out, classes, device).train()
     # The first changes labels only, the second the step after the mix: neither the mix itself.
     mixing = replace(config.mixing, label_smoothing=0.0, update_ratio=1.0)
-    mix = METHODS[method](mixing, model, make_loss(config.schedule), classes)
+    mix = METHODS[method](Training(mixing, model, make_loss(config.schedule), classes))
     glyphs = _glyphs("validation", _IMAGES, config.data.image_size, 0, classes)
     data_config = resolve_data_config({}, model=model)
     pixels = torch.from_numpy(glyphs.images).permute(0, 3, 1, 2)

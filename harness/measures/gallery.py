@@ -12,8 +12,7 @@ from torch import Tensor
 from harness.config import MethodConfig
 from harness.learner import make_loss
 from harness.measures.pairs import FixedPairs, attached_sage, mix_pairs
-from harness.methods import METHODS
-from harness.methods.base import Mix, no_steps
+from harness.methods import METHODS, Mix, Training, no_steps
 from harness.pictures import Column, mix_columns, pictures, save_grid
 from harness.run_config import RunConfig
 from harness.train import Progress, load_model, no_progress, train
@@ -55,7 +54,8 @@ def save_gallery(
     mixing = MethodConfig(alpha=_NEARLY_ALWAYS_HALF)
     for name in methods:
         if name != "sage":
-            peer = METHODS[name](mixing, model, make_loss(config.schedule), fixed.classes)
+            training = Training(mixing, model, make_loss(config.schedule), fixed.classes)
+            peer = METHODS[name](training)
             mixed = _mixed(peer, images, targets, config.seed)[:pairs]
             columns.append(Column(name, pictures(mixed, data_config)))
     path = out / "gallery.png"

@@ -34,7 +34,7 @@ from harness.device import made_with, open_device
 from harness.figures import NO_VALUE, Table
 from harness.glyphs import Glyphs
 from harness.measures import Measurement
-from harness.methods import METHODS
+from harness.methods import METHODS, Training, loss_of, module_of
 from harness.methods.base import normalised
 from harness.methods.sage import is_sage
 from harness.models import create_network
@@ -129,9 +129,10 @@ class TrainingStep:
         images = normalised(pixels, data_config["mean"], data_config["std"])
         self.images = images.to(device).contiguous(memory_format=layout)
         self.targets = torch.tensor(glyphs.targets, device=device) % config.classes
-        self.optimizer = make_optimizer(self.model, ScheduleConfig())
         self.loss_fn = SoftTargetCrossEntropy()
-        self.mix = METHODS[method](config.mixing, self.model, self.loss_fn, config.classes)
+        training = Training(config.mixing, self.model, self.loss_fn, config.classes)
+        self.mix = METHODS[method](training)
+        self.optimizer = make_optimizer(self.model, ScheduleConfig(), module_of(self.mix))
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Returns the batch, as a copy: some methods mix in place."""
@@ -139,7 +140,8 @@ class TrainingStep:
 
     def __call__(self, images: Tensor, targets: Tensor) -> None:
         mixed, soft_targets = self.mix(images, targets)
-        training_step(self.loss_fn(self.model(mixed), soft_targets), self.optimizer)
+        loss = loss_of(self.mix, self.loss_fn)(self.model(mixed), soft_targets)
+        training_step(loss, self.optimizer)
 
 
 def make_clock(device: torch.device) -> Clock:

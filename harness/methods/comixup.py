@@ -6,10 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from timm.data.mixup import mixup_target
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.methods.base import MethodConfig, needs, register
+from harness.methods.base import Training, needs, register
 from harness.methods.puzzlemix import block_saliency, cut_grid, over_channels
 from sage_timm.gradient import input_gradient
 from sage_timm.shared_gradient import SharedGradient
@@ -53,12 +52,9 @@ class CoMixup:
     Source: Kim et al., ICLR 2021, Eq. 1 and Sec. 4.
     """
 
-    def __init__(
-        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-    ) -> None:
-        self.model, self.loss_fn, self.classes = model, loss_fn, classes
-        self.alpha = config.alpha_or(_ALPHA)
-        self.label_smoothing = config.label_smoothing
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.alpha = training.config.alpha_or(_ALPHA)
         self.shared = SharedGradient(1 - _CLEAN_SHARE)
         self.gco = needs("gco", "comixup")
 
@@ -74,12 +70,13 @@ class CoMixup:
                 f"comixup needs images of at least {_BLOCKS}x{_BLOCKS}, got {height}x{width}"
             )
         self.shared.drop()
-        clean = mixup_target(targets, self.classes, smoothing=self.label_smoothing)
-        gradient = input_gradient(self.model, images, clean, self.loss_fn, parameters=True)
+        model, loss_fn = self.training.model, self.training.loss_fn
+        clean = self.training.soft_targets(targets)
+        gradient = input_gradient(model, images, clean, loss_fn, parameters=True)
         groups = (t.split(_PARTITION) for t in (images, clean, over_channels(gradient.images)))
         parts = [self.mix_group(*group) for group in zip(*groups, strict=True)]
         mixed, mixed_targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        self.shared.offer(self.model, gradient.parameters, mixed, mixed_targets, self.loss_fn)
+        self.shared.offer(model, gradient.parameters, mixed, mixed_targets, loss_fn)
         return mixed, mixed_targets
 
     def mix_group(self, images: Tensor, targets: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:

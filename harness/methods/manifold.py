@@ -1,21 +1,16 @@
 """Manifold Mixup (Verma et al., Better Representations by Interpolating Hidden States, 2019)."""
 
-import re
-from typing import Any
-
 import numpy as np
-from timm.data.mixup import mixup_target
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from harness.methods.base import MethodConfig, register
+from harness.methods.base import Training, change_output_once, register
 
 _ALPHA = 2.0  # the paper's
 _HIDDEN_LAYERS = 2  # the paper mixes after one of the first two stages, or the images themselves
-_STAGE = re.compile(r"(features\.)?(stages|blocks|layers|layer|features|s)\.?\d+")
 
 
-@register("manifold")
+@register("manifold", kind="hidden")
 class ManifoldMixup:
     """Mixes the batch with its reverse, at the images or at the output of an early stage.
 
@@ -29,20 +24,12 @@ class ManifoldMixup:
     Source: Verma et al., ICML 2019, Eq. 1 and Sec. 4.
     """
 
-    def __init__(
-        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-    ) -> None:
-        names = [info["module"] for info in getattr(model, "feature_info", [])]
-        stages = [name for name in names if _STAGE.fullmatch(name)][:_HIDDEN_LAYERS]
-        if len(stages) < _HIDDEN_LAYERS:
-            raise ValueError(
-                f"manifold needs a timm model whose feature_info names its stages, got {names} for "
-                f"{type(model).__name__}"
-            )
-        self.layers = [model.get_submodule(name) for name in stages]
-        self.classes = classes
-        self.alpha = config.alpha_or(_ALPHA)
-        self.label_smoothing = config.label_smoothing
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        stages = training.stages(least=_HIDDEN_LAYERS)[:_HIDDEN_LAYERS]
+        self.layers = [stage.module for stage in stages]
+        self.alpha = training.config.alpha_or(_ALPHA)
+        self.interpolate = linear_mix
         self._waiting: RemovableHandle | None = None
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,22 +39,14 @@ class ManifoldMixup:
         if self._waiting is not None:  # its batch never reached the model
             self._waiting.remove()
         if layer == 0:
-            images = _mix(images, lam)
+            images = self.interpolate(images, images.flip(0), lam)
         else:
-            self._waiting = _mix_output_once(self.layers[layer - 1], lam)
-        return images, mixup_target(targets, self.classes, lam, self.label_smoothing)
+            self._waiting = change_output_once(
+                self.layers[layer - 1], lambda hidden: self.interpolate(hidden, hidden.flip(0), lam)
+            )
+        return images, self.training.soft_targets(targets, lam)
 
 
-def _mix_output_once(layer: nn.Module, lam: float) -> RemovableHandle:
-    def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-        if not module.training:
-            return None
-        handle.remove()
-        return _mix(output, lam)
-
-    handle = layer.register_forward_hook(hook)
-    return handle
-
-
-def _mix(hidden: Tensor, lam: float) -> Tensor:
-    return lam * hidden + (1 - lam) * hidden.flip(0)
+def linear_mix(one: Tensor, other: Tensor, lam: float) -> Tensor:
+    """Mixes hidden states along a straight line."""
+    return lam * one + (1 - lam) * other

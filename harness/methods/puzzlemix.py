@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import binom
-from timm.data import resolve_data_config
-from timm.data.mixup import mixup_target
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.methods.base import MethodConfig, evaluation_mode, needs, register, unnormalised
-from sage_timm.gradient import input_gradient
+from harness.methods.base import Training, needs, register
 
 # The paper's values for CIFAR and Tiny-ImageNet.
 _ALPHA = 1.0
@@ -44,13 +41,9 @@ class PuzzleMix:
     Source: Kim et al., ICML 2020, Sec. 3 and 4.
     """
 
-    def __init__(
-        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-    ) -> None:
-        self.model, self.loss_fn, self.classes = model, loss_fn, classes
-        self.alpha = config.alpha_or(_ALPHA)
-        self.label_smoothing = config.label_smoothing
-        self.data_config = resolve_data_config({}, model=model)
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.alpha = training.config.alpha_or(_ALPHA)
         self.gco = needs("gco", "puzzlemix")
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +60,8 @@ class PuzzleMix:
             )
         blocks = int(np.random.choice(fitting))
         lam = float(np.random.beta(self.alpha, self.alpha))
-        with evaluation_mode(self.model):
-            clean = mixup_target(targets, self.classes)
-            gradient = input_gradient(self.model, images, clean, self.loss_fn).images
-        saliency = over_channels(gradient)
-        pixels = unnormalised(images, self.data_config["mean"], self.data_config["std"])
+        saliency = over_channels(self.training.gradient(images, targets))
+        pixels = self.training.pixels(images)
         share = self.shares(saliency, pixels, blocks, lam)
         patches = max(n for n in fitting if n <= max(_PATCHES, blocks))
         moved = [
@@ -84,7 +74,7 @@ class PuzzleMix:
         mask = _enlarged(share, height, width)[:, None].to(images.dtype)
         own = 1 - share.mean(dim=(1, 2))
         mixed = (1 - mask) * moved[0] + mask * moved[1]
-        return mixed, mixup_target(targets, self.classes, own[:, None], self.label_smoothing)
+        return mixed, self.training.soft_targets(targets, own)
 
     def shares(self, saliency: Tensor, pixels: Tensor, blocks: int, lam: float) -> Tensor:
         """Minimises the energy of each pair: image 1's shares ``[B, n, n]``, of 0, 1/2 and 1.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.methods.base import MethodConfig, evaluation_mode, register
+from harness.methods.base import MethodConfig, Training, evaluation_mode, register
 from sage_timm import SageMixup, saliency_from_gradient
 from sage_timm.sage import Sage
 from sage_timm.settings import SageSettings
@@ -34,17 +34,16 @@ def mixing_alone(config: MethodConfig, seed: int = 0) -> Sage:
     return Sage(replace(config, update_ratio=1.0), torch.Generator().manual_seed(seed))
 
 
-def _build(
-    config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int, **changed: Any
-) -> SageMixup:
+def _build(training: Training, **changed: Any) -> SageMixup:
     """Makes SageMixup with one weight for the batch, attached to the model."""
+    config = training.config
     own = {setting.name: getattr(config, setting.name) for setting in fields(SageSettings)}
     return SageMixup(
         mixup_alpha=config.alpha_or(1.0),
         label_smoothing=config.label_smoothing,
-        num_classes=classes,
-        model=model,
-        loss_fn=loss_fn,
+        num_classes=training.classes,
+        model=training.model,
+        loss_fn=training.loss_fn,
         **own | changed,
     )
 
@@ -63,12 +62,10 @@ def _control(name: str) -> Callable[[Any], Any]:
 
     def put(maps: Callable[[Maps, nn.Module, Tensor, Tensor], Tensor]) -> Any:
         @register(name)
-        def build(
-            config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-        ) -> SageMixup:
-            mixup_fn = _build(config, model, loss_fn, classes)
+        def build(training: Training) -> SageMixup:
+            mixup_fn = _build(training)
             own = mixup_fn.sage.saliency
-            mixup_fn.sage.saliency = partial(maps, own, model)  # type: ignore[method-assign]
+            mixup_fn.sage.saliency = partial(maps, own, training.model)  # type: ignore[method-assign]
             return mixup_fn
 
         return maps

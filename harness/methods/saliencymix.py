@@ -2,11 +2,9 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import resolve_data_config
-from timm.data.mixup import mixup_target
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.methods.base import MethodConfig, needs, register, unnormalised
+from harness.methods.base import Training, needs, register
 
 _ALPHA = 1.0  # the paper's
 _PROBABILITY = 0.5  # the paper's
@@ -27,13 +25,9 @@ class SaliencyMix:
     Source: Uddin et al., ICLR 2021, Sec. 3; the saliency is Montabone and Soto's (2010).
     """
 
-    def __init__(
-        self, config: MethodConfig, model: nn.Module, loss_fn: nn.Module, classes: int
-    ) -> None:
-        self.classes = classes
-        self.alpha = config.alpha_or(_ALPHA)
-        self.label_smoothing = config.label_smoothing
-        self.data_config = resolve_data_config({}, model=model)
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.alpha = training.config.alpha_or(_ALPHA)
         self.saliency = needs("cv2", "saliencymix").saliency.StaticSaliencyFineGrained_create()
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +41,10 @@ class SaliencyMix:
             images[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
             height, width = images.shape[-2:]
             lam = 1 - (bottom - top) * (right - left) / (height * width)
-        return images, mixup_target(targets, self.classes, lam, self.label_smoothing)
+        return images, self.training.soft_targets(targets, lam)
 
     def _saliency_map(self, image: Tensor) -> NDArray[np.float32]:
-        pixels = unnormalised(image.cpu(), self.data_config["mean"], self.data_config["std"])
+        pixels = self.training.pixels(image.cpu())
         as_bytes = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
         _, saliency = self.saliency.computeSaliency(as_bytes.numpy())
         return saliency

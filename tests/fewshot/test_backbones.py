@@ -3,7 +3,7 @@ import torch
 from learn2learn.vision.models import CNN4Backbone, ResNet12Backbone, WRN28Backbone
 
 import fewshot.backbones
-from harness.methods import METHODS
+from harness.methods import METHODS, Training
 from harness.methods.base import MethodConfig
 from harness.models import create_network
 from sage_timm import saliency
@@ -88,7 +88,7 @@ def test_dropblock_counts_training_batches_alone_and_a_checkpoint_holds_them():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_backbone(method):
     model = network("cnn4_32", 32).train()
-    mix = METHODS[method](MethodConfig(), model, LOSS, 5)
+    mix = METHODS[method](Training(MethodConfig(), model, LOSS, 5))
     images = torch.randn(20, 3, 32, 32)
     mixed, targets = mix(images, torch.arange(20) % 5)
     loss = LOSS(model(mixed), targets)
@@ -99,5 +99,5 @@ def test_every_method_trains_a_backbone(method):
 
 @pytest.mark.parametrize("name", ["resnet12", "wrn28"])
 def test_manifold_mixup_finds_the_stages(name):
-    mix = METHODS["manifold"](MethodConfig(), network(name), LOSS, 5)
+    mix = METHODS["manifold"](Training(MethodConfig(), network(name), LOSS, 5))
     assert len(mix.layers) == 2

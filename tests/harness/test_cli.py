@@ -219,8 +219,8 @@ def test_a_signal_ends_with_a_line_and_the_same_command_goes_on(
 ):
     before = signal.getsignal(sent)
 
-    def build(config, model, loss_fn, classes):
-        mix = METHODS["none"](config, model, loss_fn, classes)
+    def build(training):
+        mix = METHODS["none"](training)
         batches = iter(range(1000))
 
         def signalled(images, targets):

@@ -16,7 +16,7 @@ from harness.measures.foreground import (
     measure_foreground,
     table,
 )
-from harness.methods import METHODS
+from harness.methods import METHODS, Training
 from harness.methods.base import MethodConfig
 from harness.run_config import RunConfig
 from harness.store import read_results
@@ -48,7 +48,7 @@ def model(small_net):
 
 
 def make(name, model, **kwargs):
-    return METHODS[name](MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), COUNT)
+    return METHODS[name](Training(MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), COUNT))
 
 
 def drawn_weight(seed):
@@ -248,7 +248,12 @@ def test_the_same_seed_gives_the_same_figures(tmp_path):
 @pytest.mark.parametrize(
     ("change", "methods", "pairs", "text"),
     [
-        ({}, ("manifold",), 40, "manifold mixes hidden layers, so no foreground can be followed"),
+        (
+            {},
+            ("manifold",),
+            40,
+            "manifold mixes no pixels of a batch by weights, so no foreground can be followed",
+        ),
         ({}, ("cutout",), 40, "method must be one of none, .* got 'cutout'"),
         ({}, ("none",), 50, "pairs must be a multiple of 20, at least 40, got 50"),
         ({}, ("none",), 20, "pairs must be a multiple of 20, at least 40, got 20"),

@@ -283,8 +283,8 @@ class TestTime:
         ]
 
     def test_a_slow_method_is_seen(self, runs, monkeypatch):
-        def build(*arguments):
-            mix = METHODS["none"](*arguments)
+        def build(training):
+            mix = METHODS["none"](training)
 
             def mixing(images, targets):
                 time.sleep(0.2)

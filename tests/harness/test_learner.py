@@ -39,9 +39,9 @@ def test_binary_cross_entropy_of_soft_targets(threshold):
 def test_a_method_gets_the_loss_that_is_trained_with(monkeypatch):
     seen = []
 
-    def build(config, model, loss_fn, classes):
-        seen.append(loss_fn)
-        return METHODS["none"](config, model, loss_fn, classes)
+    def build(training):
+        seen.append(training.loss_fn)
+        return METHODS["none"](training)
 
     monkeypatch.setitem(METHODS, "seen", build)
     config = replace(TINY, method="seen", schedule=ScheduleConfig(bce_loss=True))

@@ -142,12 +142,12 @@ class TestRatio:
     def takes(self, monkeypatch, clock, name, ticks):
         """Lets a method take so many ticks in its first call, its second, and so on."""
 
-        def build(config, model, loss_fn, classes):
+        def build(training):
             calls = iter(ticks)
 
             def mix(images, targets):
                 clock.now += next(calls, 0)
-                return images, torch.eye(classes)[targets]
+                return images, torch.eye(training.classes)[targets]
 
             return mix
 
@@ -184,11 +184,11 @@ class TestRatio:
         drawn = []
         self.takes(monkeypatch, clock, "none", itertools.repeat(1))
 
-        def build(config, model, loss_fn, classes):
+        def build(training):
             def mix(images, targets):
                 clock.now += 1
                 drawn.append((np.random.rand(), torch.rand(1).item()))
-                return images, torch.eye(classes)[targets]
+                return images, torch.eye(training.classes)[targets]
 
             return mix
 
@@ -287,14 +287,14 @@ class TestPeakMemory:
     HELD = 2**25
 
     def hoard(self, monkeypatch, during_step):
-        def build(config, model, loss_fn, classes):
+        def build(training):
             held = []
 
             def mix(images, targets):
                 held[:] = [torch.empty(self.HELD, dtype=torch.uint8)]
                 if not during_step:
                     held.clear()
-                return images, torch.eye(classes)[targets]
+                return images, torch.eye(training.classes)[targets]
 
             return mix
 

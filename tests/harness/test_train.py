@@ -351,7 +351,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
             {"data": DataConfig(batch_size=50), "devices": 2},
             r"batch_size must be even on each of 2 device\(s\), since timm's Mixup mixes pairs",
         ),
-        ({"method": "manifold", "compile": True}, "manifold draws the layer .* without compile"),
+        (
+            {"method": "manifold", "compile": True},
+            "manifold reaches into hidden layers .* without compile",
+        ),
         ({"model": "no_such_net"}, r"model must be one that timm.list_models\(\) knows"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from harness.commands import Train
 from harness.config import ScheduleConfig
 from harness.data import DataConfig
-from harness.methods import METHODS
+from harness.methods import METHODS, Training
 from harness.methods.base import MethodConfig
 from harness.settings import PRESETS, Settings
 from harness.store import read_results
@@ -35,8 +35,8 @@ def command(out, *methods):
 def failing(monkeypatch):
     """A method that throws in the middle of its second epoch."""
 
-    def build(config, model, loss_fn, classes):
-        mix = METHODS["none"](config, model, loss_fn, classes)
+    def build(training):
+        mix = METHODS["none"](training)
         batches = iter(range(1000))
 
         def mixing(images, targets):
@@ -135,7 +135,7 @@ class TestPresets:
         assert (data.train_crop_mode, data.aa) == ("rrc", "rand-m6-mstd0.5-inc1")
         assert (schedule.bce_loss, schedule.model_ema, run.drop_path) == (True, False, None)
         assert (run.mixing.label_smoothing, data.reprob) == (0, 0)
-        mix = METHODS["mixup-cutmix"](run.mixing, None, None, 10)
+        mix = METHODS["mixup-cutmix"](Training(run.mixing, None, None, 10))
         assert (mix.mixup_alpha, mix.cutmix_alpha) == (0.1, 1.0)
 
     def test_finetune_starts_from_published_weights(self):
