@@ -2,8 +2,17 @@
 
 from harness.methods import (  # noqa: F401
     timm_mixup,
+    cutout,
+    keepaugment,
     manifold,
+    hypmix,
+    resizemix,
+    smoothmix,
+    recursivemix,
+    catchupmix,
     saliencymix,
+    guidedmixup,
+    rmix,
     puzzlemix,
     comixup,
     sage,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import MethodConfig, Training, evaluation_mode, register
+from harness.methods.guidedmixup import spectral_residual
 from sage_timm import SageMixup, saliency_from_gradient
 from sage_timm.sage import Sage
 from sage_timm.settings import SageSettings
@@ -91,6 +92,12 @@ def _other_maps(own: Maps, model: nn.Module, images: Tensor, targets: Tensor) ->
 def _noise_maps(own: Maps, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Makes maps of white noise in the place of a gradient."""
     return saliency_from_gradient(torch.randn_like(images, dtype=torch.float32))
+
+
+@_control("sage-spectral-maps")
+def _spectral_maps(own: Maps, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Makes the maps without the network, by the spectral residual."""
+    return spectral_residual(images)
 
 
 @_control("sage-centre-map")
