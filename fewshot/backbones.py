@@ -29,15 +29,17 @@ class Backbone(nn.Module):
     """A feature extractor of learn2learn's and a linear classifier, with the face of timm's.
 
     ``features`` maps images ``[B, C, H, W]`` to embeddings ``[B, num_features]``; ``stages`` are
-    the names of its stages.
+    the names of its stages, with their channels.
     """
 
     def __init__(
-        self, features: nn.Module, num_features: int, num_classes: int, stages: list[str]
+        self, features: nn.Module, num_features: int, num_classes: int, stages: dict[str, int]
     ) -> None:
         super().__init__()
         self.num_features = num_features
-        self.feature_info = [{"module": f"features.{name}"} for name in stages]
+        self.feature_info = [
+            {"module": f"features.{name}", "num_chs": channels} for name, channels in stages.items()
+        ]
         self.features = features
         self.reset_classifier(num_classes)
 
@@ -89,7 +91,8 @@ def _cnn4(
     if side < 1:
         raise ValueError(f"{name} halves the image four times and needs 16 pixels, got {img_size}")
     features = CNN4Backbone(hidden_size=channels)
-    backbone = Backbone(features, channels * side**2, num_classes, ["0", "1", "2", "3"])
+    stages = dict.fromkeys(("0", "1", "2", "3"), channels)
+    backbone = Backbone(features, channels * side**2, num_classes, stages)
     return _finished(name, backbone, pretrained)
 
 
@@ -108,14 +111,15 @@ def resnet12(
     for module in features.modules():
         if hasattr(module, "DropBlock"):
             _count_in_a_buffer(module)
-    stages = ["layer1", "layer2", "layer3", "layer4"]
+    stages = {"layer1": 64, "layer2": 160, "layer3": 320, "layer4": 640}
     return _finished("resnet12", Backbone(features, 640, num_classes, stages), pretrained)
 
 
 @register_model
 def wrn28(pretrained: bool = False, num_classes: int = 64, **_timms: Any) -> Backbone:
     """Wide ResNet 28-10 (Dhillon et al., ICLR 2020)."""
-    backbone = Backbone(_WideResNet(), 640, num_classes, ["layer1", "layer2", "layer3"])
+    stages = {"layer1": 160, "layer2": 320, "layer3": 640}
+    backbone = Backbone(_WideResNet(), 640, num_classes, stages)
     return _finished("wrn28", backbone, pretrained)
 
 

@@ -121,11 +121,15 @@ def make_optimizer(
     return optimizer
 
 
-def average_gradients(model: nn.Module, devices: int) -> None:
-    """Averages the gradients over all processes.
+def average_gradients(model: nn.Module, beside: nn.Module | None, devices: int) -> None:
+    """Averages the gradients of a network, and of what a method trains beside it, over processes.
 
     Not by ``DistributedDataParallel``, so that methods and checkpoints meet the network itself.
     """
-    for parameter in model.parameters():
+    own = [] if beside is None else list(beside.parameters())
+    for parameter in own:
+        if parameter.grad is None:  # not used in this process's batch, but maybe in another's
+            parameter.grad = torch.zeros_like(parameter)
+    for parameter in [*model.parameters(), *own]:
         if parameter.grad is not None:
             parameter.grad.copy_(reduce_tensor(parameter.grad.contiguous(), devices))

@@ -273,8 +273,7 @@ class _Run:
 
     def _average_gradients(self) -> None:
         if self.config.devices > 1:
-            for module in filter(None, (self.model, self.module)):
-                average_gradients(module, self.config.devices)
+            average_gradients(self.model, self.module, self.config.devices)
 
     def _average_statistics(self, model: nn.Module) -> None:
         if self.config.devices > 1:

@@ -1,4 +1,7 @@
-"""The mixing methods by name; importing a module registers its methods, in the tables' order."""
+"""The mixing methods by name, and what a method of one's own needs to be one of them.
+
+Importing a module registers its methods, in the tables' order.
+"""
 
 from harness.methods import (  # noqa: F401
     timm_mixup,
@@ -22,6 +25,7 @@ from harness.methods.base import (
     REQUIRES,
     Mix,
     Training,
+    change_output_once,
     evaluation_mode,
     kind_of,
     loss_of,
@@ -39,6 +43,7 @@ __all__ = [
     "REQUIRES",
     "Mix",
     "Training",
+    "change_output_once",
     "evaluation_mode",
     "is_sage",
     "kind_of",

@@ -48,8 +48,19 @@ class CatchUpMix:
             return mixed, self.training.soft_targets(targets, lam)
         stage = self.stages[layer - 1]
         own = round(lam * stage.channels)
-        self._waiting = change_output_once(stage.module, partial(hand_on_weakest, own=own))
+        self._waiting = change_output_once(
+            stage.module, partial(_hand_on, own=own, channels=stage.channels)
+        )
         return images, self.training.soft_targets(targets, own / stage.channels)
+
+
+def _hand_on(maps: Tensor, own: int, channels: int) -> Tensor:
+    if maps.ndim != 4 or maps.shape[1] != channels:
+        raise ValueError(
+            f"catchupmix needs a network whose stages give maps [B, {channels}, H, W], got "
+            f"{list(maps.shape)}"
+        )
+    return hand_on_weakest(maps, own)
 
 
 def hand_on_weakest(maps: Tensor, own: int) -> Tensor:
@@ -58,15 +69,7 @@ def hand_on_weakest(maps: Tensor, own: int) -> Tensor:
     Args:
         maps: ``[B, C, H, W]``; the partner is the one in its place in the reversed batch.
         own: Number of channels that the image itself gives; the partner gives the others.
-
-    Raises:
-        ValueError: If ``maps`` have other dimensions.
     """
-    if maps.ndim != 4:
-        raise ValueError(
-            "catchupmix needs a network whose stages give maps [B, C, H, W], got "
-            f"{list(maps.shape)}"
-        )
     norms = torch.linalg.vector_norm(maps.detach().float(), dim=(2, 3))
     influence = torch.nan_to_num(norms / (norms + norms.flip(0)), nan=0.5)
     rank = influence.argsort(dim=1, stable=True).argsort(dim=1)

@@ -37,7 +37,7 @@ def squares(rows: Tensor, columns: Tensor, side: int, size: tuple[int, int]) -> 
     Args:
         rows: Rows of the centres ``[B]``.
         columns: Columns of the centres ``[B]``.
-        side: The side in pixels; the pixel before the middle of an even one is its centre's.
+        side: The side in pixels; the pixel after the middle of an even one is its centre's.
         size: Height and width.
     """
     inside = []

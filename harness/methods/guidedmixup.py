@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.methods.base import Training, register
 from sage_timm import saliency_from_gradient
 
+_FLOOR = 1e-3  # of a spectrum's mean amplitude
 _TINY = 1e-12  # far below a pixel's share of a map that sums to 1
 
 Maps = Callable[[Training, Tensor, Tensor], Tensor]
@@ -76,9 +77,12 @@ def spectral_residual(images: Tensor) -> Tensor:
     images' own resolution.
     """
     spectrum = torch.fft.fft2(images.detach().float().mean(dim=1, keepdim=True))
-    logs = (spectrum.abs() + _TINY).log()
+    amplitude = spectrum.abs()
+    # Zeros of the spectrum, or the rounding in their place, must not raise what is beside them.
+    floor = _FLOOR * amplitude.mean(dim=(2, 3), keepdim=True) + _TINY
+    logs = (amplitude + floor).log()
     mean = F.avg_pool2d(F.pad(logs, (1, 1, 1, 1), mode="circular"), 3, stride=1)
-    residual = torch.polar((logs - mean).exp(), spectrum.angle())
+    residual = torch.sgn(spectrum) * (logs - mean).exp()
     return saliency_from_gradient(torch.fft.ifft2(residual).abs().square())
 
 

@@ -1,5 +1,7 @@
 """HypMix (Sawhney et al., Hyperbolic Interpolative Data Augmentation, EMNLP 2021)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,17 +34,26 @@ class HypMix(ManifoldMixup):
 def hyperbolic_mix(one: Tensor, other: Tensor, lam: float) -> Tensor:
     """Computes ``log(lam * exp(one) + (1 - lam) * exp(other))`` in the Poincaré ball, row by row.
 
-    Since ``lam * exp(h)`` is ``exp(lam h)``, one multiplication is enough.
+    Since ``lam * exp(h)`` is ``exp(lam h)``, one multiplication is enough. Rows longer than 6.1 are
+    shortened to that, as near to the ball's border as float32 goes.
     """
     with torch.autocast(one.device.type, enabled=False):
-        first, second = (_exp(part) for part in (lam * one.float(), (1 - lam) * other.float()))
+        first, second = (
+            _exp(weight * _shortened(rows.float()))
+            for weight, rows in ((lam, one), (1 - lam, other))
+        )
         return _log(_add(first, second)).to(one.dtype)
+
+
+def _shortened(rows: Tensor) -> Tensor:
+    """Shortens rows so that their points stay inside the ball."""
+    return rows * (math.atanh(_LARGEST) / _norm(rows)).clamp_max(1)
 
 
 def _exp(tangents: Tensor) -> Tensor:
     """Maps tangents at the origin to points."""
     norm = _norm(tangents)
-    return tangents * (norm.tanh().clamp_max(_LARGEST) / norm)
+    return tangents * (norm.tanh() / norm)
 
 
 def _log(points: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ class KeepAugment:
     network, and its saliency needs that stage alone.
 
     Raises:
-        ValueError: If there is an early head and the network names no stages.
+        ValueError: If there is an early head and the network names no stages, or cannot be run up
+            to the first.
 
     Source: Gong et al., CVPR 2021, Sec. 3. It leaves open which squares there are at the border,
     and the network's mode in the saliency pass (here evaluation).
@@ -98,7 +99,7 @@ def square_sums(maps: Tensor, side: int) -> Tensor:
 def draw(importance: Tensor, important: bool) -> tuple[Tensor, Tensor]:
     """Draws a square of each image, of the important ones or of the others.
 
-    Where all squares are equal, each may be drawn.
+    Where none is strictly on that side, those at the quantile are drawn from.
 
     Args:
         importance: That of the square around each pixel ``[B, H, W]``.
@@ -110,7 +111,7 @@ def draw(importance: Tensor, important: bool) -> tuple[Tensor, Tensor]:
     flat = importance.flatten(1)
     threshold = flat.quantile(_QUANTILE, dim=1, keepdim=True)
     allowed = flat > threshold if important else flat < threshold
-    allowed = allowed | ~allowed.any(dim=1, keepdim=True)
+    allowed = allowed | ((flat == threshold) & ~allowed.any(dim=1, keepdim=True))
     chance = torch.rand(flat.shape).to(flat.device)
     chosen = torch.where(allowed, chance, -1.0).argmax(dim=1)
     width = importance.shape[2]
@@ -127,6 +128,11 @@ class _EarlyHead(nn.Module):
     def __init__(self, training: Training) -> None:
         super().__init__()
         self._stage = training.stages()[:1]  # in a list, so that it is no part of the head
+        if not hasattr(training.model, "forward_intermediates"):
+            raise ValueError(
+                "an early head needs a timm model with forward_intermediates, got "
+                f"{type(training.model).__name__}"
+            )
         device = next(training.model.parameters()).device
         self.linear = nn.Linear(self._stage[0].channels, training.classes, device=device)
         self._waiting: RemovableHandle | None = None

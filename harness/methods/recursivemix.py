@@ -27,9 +27,11 @@ class RecursiveMix:
     batch is left as it is.
 
     Raises:
-        ValueError: If the network has no pooling layer of timm's before its classifier.
+        ValueError: If the network has no pooling layer of timm's before its classifier, or pools no
+            ``[B, C, H, W]``.
 
-    Source: Yang et al., NeurIPS 2022, Sec. 3. The authors forget the history at each epoch's start.
+    Source: Yang et al., NeurIPS 2022, Sec. 3. The authors forget the history at each epoch's start,
+    and their boxes have even sides; here they are CutMix's of timm.
     """
 
     def __init__(self, training: Training) -> None:
@@ -112,9 +114,16 @@ class _History(nn.Module):
         """Keeps the features before pooling in the network's next pass in training mode."""
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training:
-                (self._features,) = inputs
-                handle.remove()
+            if not module.training:
+                return
+            handle.remove()
+            (features,) = inputs
+            if features.ndim != 4 or features.shape[1] != self.linear.in_features:
+                raise ValueError(
+                    "recursivemix needs a network that pools maps "
+                    f"[B, {self.linear.in_features}, H, W], got {list(features.shape)}"
+                )
+            self._features = features
 
         if self._waiting is not None:  # its batch never reached the model
             self._waiting.remove()

@@ -18,7 +18,8 @@ class RMix:
     """Copies a block that is salient in one image alone; mixes all others by the drawn weight.
 
     The saliency is the gradient of the clean loss in training mode, averaged over blocks. A block
-    is salient at or above a quantile of its image's blocks that is drawn for each image.
+    is salient at or above a quantile of its image's blocks that is drawn for each image; nothing is
+    where the gradient is zero everywhere.
 
     Source: Luu et al., 2022, Sec. 3; values of the authors' implementation for CIFAR-100.
     """
@@ -52,5 +53,6 @@ def own_shares(saliency: Tensor, drawn: Tensor, lam: float) -> Tensor:
     """
     each = torch.stack([row.quantile(q) for row, q in zip(saliency.flatten(1), drawn, strict=True)])
     salient = saliency >= each[:, None, None]
+    salient &= saliency.amax(dim=(1, 2), keepdim=True) > 0
     partner = salient.flip(0)
     return torch.where(salient == partner, lam, salient.to(saliency))

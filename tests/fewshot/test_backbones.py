@@ -85,7 +85,10 @@ def test_dropblock_counts_training_batches_alone_and_a_checkpoint_holds_them():
     assert dropped_batches(other) == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+NEEDS_TIMM = {"recursivemix", "keep-cutout-early", "keep-randaugment-early"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in NEEDS_TIMM])
 def test_every_method_trains_a_backbone(method):
     model = network("cnn4_32", 32).train()
     mix = METHODS[method](Training(MethodConfig(), model, LOSS, 5))
@@ -95,6 +98,24 @@ def test_every_method_trains_a_backbone(method):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", sorted(NEEDS_TIMM))
+def test_a_method_that_needs_more_of_timms_face_says_so(method):
+    with pytest.raises(ValueError, match=r"needs a timm model with .+, got"):
+        METHODS[method](Training(MethodConfig(), network("cnn4_32", 32), LOSS, 5))
+
+
+@pytest.mark.parametrize("name", ["cnn4_32", "resnet12", "wrn28"])
+def test_stages_have_the_channels_that_they_name(name):
+    model = network(name, 84).eval()
+    seen = []
+    for info in model.feature_info:
+        model.get_submodule(info["module"]).register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output.shape[1])
+        )
+    model(torch.randn(1, 3, 84, 84))
+    assert seen == [info["num_chs"] for info in model.feature_info]
 
 
 @pytest.mark.parametrize("name", ["resnet12", "wrn28"])

@@ -175,8 +175,12 @@ from harness.methods.base import MethodConfig
 rank = init_distributed_device_so("cpu")["global_rank"]
 net = torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
 net.weight.grad = torch.full_like(net.weight, rank + 1.0)
-harness.learner.average_gradients(net, 2)
+beside = torch.nn.Linear(2, 2)
+if rank == 0:
+    beside.weight.grad = torch.ones_like(beside.weight)
+harness.learner.average_gradients(net, beside, 2)
 assert (net.weight.grad == 1.5).all() and net.bias.grad is None
+assert (beside.weight.grad == 0.5).all() and (beside.bias.grad == 0).all()
 
 kept = []
 Run = harness.train._Run
@@ -185,14 +189,15 @@ class Kept(Run):
         super().__init__(*arguments)
         kept.append(self)
 harness.train._Run = Kept
-for method in ("none", "sage", "comixup"):
+for method in ("none", "sage", "comixup", "recursivemix"):
     config = RunConfig(
         method, 1, data=DataConfig(train_size=100, image_size=8, batch_size=20),
         schedule=ScheduleConfig(epochs=2), mixing=MethodConfig(update_ratio=0.7),
         channels_last=True, devices=2,
     )
     harness.train.train(config, Path({str(tmp_path)!r}), torch.device("cpu"), rank)
-    for name, value in kept[-1].model.state_dict().items():
+    linear = getattr(kept[-1].module, "linear", torch.nn.Identity())
+    for name, value in [*kept[-1].model.state_dict().items(), *linear.state_dict().items()]:
         if value.is_floating_point():
             both = [torch.empty_like(value).contiguous() for _ in range(2)]
             dist.all_gather(both, value.contiguous())
@@ -204,6 +209,11 @@ dist.destroy_process_group()
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = read_results(tmp_path / "results.jsonl")
-    assert [line["method"] for line in lines] == ["none", "sage", "comixup"]
+    assert [line["method"] for line in lines] == [
+        "none",
+        "sage",
+        "comixup",
+        "recursivemix",
+    ]
     assert all(line["config"]["devices"] == 2 for line in lines)
     assert all(torch.tensor(line["train_loss"]).isfinite() for line in lines)
