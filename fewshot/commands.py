@@ -19,7 +19,15 @@ from fewshot.config import (
     LearnerName,
     TaskConfig,
 )
-from harness.config import Amp, DataConfig, MethodConfig, ScheduleConfig, check_directory, expanded
+from harness.config import (
+    COMPARED,
+    Amp,
+    DataConfig,
+    MethodConfig,
+    ScheduleConfig,
+    check_directory,
+    expanded,
+)
 from harness.settings import Command, each_run
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ class FewShot(Command):
     """classifier learns to tell all base classes apart; protonet, maml and anil learn from
     episodes of them, whose queries are mixed. An epoch is then tasks.steps steps."""
     tasks: TaskConfig = field(default_factory=TaskConfig)
-    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    methods: tuple[str, ...] = COMPARED
     """Mixing methods to train with: any of the harness's."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""

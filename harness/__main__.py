@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import reduce
+from importlib import import_module
 from operator import or_
 from typing import Annotated, Any
 
@@ -12,14 +13,14 @@ import tyro
 from tyro.conf import subcommand
 
 from harness.commands import COMMANDS
-from harness.settings import Settings, preset_of
+from harness.settings import Command, Settings, preset_of
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
-def start(program: str, parse: Callable[[], Callable[[], None]]) -> None:
+def start(program: str, parse: Callable[[], Command]) -> None:
     """Runs the command that ``parse`` reads from the command line.
 
     Bad input ends with one line on stderr, which begins with the program's name, and exit code 2; a
@@ -29,9 +30,11 @@ def start(program: str, parse: Callable[[], Callable[[], None]]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a sign must not end a run
     before = signal.signal(signal.SIGTERM, _terminate)
-    command: Any = None
+    command: Command | None = None
     try:
         command = parse()
+        for name in command.modules:
+            import_module(name)
         command()
     except (ValueError, ImportError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,7 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tqdm import tqdm
 
-from harness.config import DataConfig, MethodConfig, OverheadConfig, check_directory, make_directory
+from harness.config import (
+    COMPARED,
+    DataConfig,
+    MethodConfig,
+    OverheadConfig,
+    check_directory,
+    make_directory,
+)
 from harness.settings import Command, Settings, each_run
 
 
@@ -111,9 +118,11 @@ class Train(Settings):
       torchrun --nproc-per-node 2 -m harness train --device cuda
     """
 
-    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
-    """Methods to train with; there are also mixup-cutmix, manifold, saliencymix, puzzlemix,
-    comixup, and sage-no-rearrangement, sage-random-translation, sage-eval-saliency."""
+    methods: tuple[str, ...] = COMPARED
+    """Methods to train with; there are also cutout, keep-cutout, keep-randaugment, manifold,
+    hypmix, resizemix, smoothmix, recursivemix, catchupmix, saliencymix, guidedmixup-sr,
+    guidedmixup-ap, rmix, puzzlemix and comixup, those of --import, and SAGE's ablations and
+    controls: docs/harness.md has a table of all."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to train with."""
     tensorboard: bool = False
@@ -271,8 +280,8 @@ class Foreground(Settings):
     """
 
     methods: tuple[str, ...] | None = None
-    """Methods to measure; if None, all that are installed, but for manifold, which mixes hidden
-    layers and not images."""
+    """Methods to measure; if None, all that are installed and that make the pixels of a mix of
+    those of the batch."""
     method: str = "none"
     """The method that the network is trained with."""
     seeds: tuple[int, ...] = (0,)

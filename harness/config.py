@@ -17,6 +17,8 @@ RANK_APART = 1_000_003
 """Between the random states of two processes."""
 LEAST_GLYPH = 8
 """Pixels of a glyph's side at least."""
+COMPARED = ("none", "mixup", "cutmix", "mixup-cutmix", "sage")
+"""The methods that are compared unless others are named."""
 Amp = Literal["none", "bfloat16", "float16"]
 BatchNorm = Literal["clean", "running"]
 
@@ -219,7 +221,7 @@ class MethodConfig(SageSettings):
 class OverheadConfig:
     """Every method is measured with every network, batch size and image size."""
 
-    methods: tuple[str, ...] = ("none", "mixup", "cutmix", "sage")
+    methods: tuple[str, ...] = COMPARED
     """Methods to measure; any that the train command knows."""
     models: tuple[str, ...] = ("preactresnet8_cifar",)
     """Networks, by their name in timm."""

@@ -11,14 +11,13 @@ import torch
 from tqdm import tqdm
 
 from harness.check import check_folder
-from harness.config import DataConfig
+from harness.config import COMPARED, DataConfig
 from harness.data import Splits, Subset, load_splits
 from harness.device import autocast, device_name, open_device, timed
 from harness.figures import markdown_table
 from harness.folders import image_mode
 from harness.learner import Classifier, make_optimizer, training_step
 from harness.plan import (
-    METHODS,
     SEEDS,
     Facts,
     Option,
@@ -85,7 +84,7 @@ def propose(
     weights, without = (checkpoint, "") if checkpoint else _published(network.value)
     options = [*_where(data), *plan(facts, network, weights)]
     settings = as_settings(options)
-    runs = [settings.run(method, SEEDS[0]) for method in METHODS]
+    runs = [settings.run(method, SEEDS[0]) for method in COMPARED]
     times = measure_times(runs, place)
     reasons = [[f"`{option}`", option.why] for option in options if option.why]
     parts = [
@@ -223,7 +222,7 @@ def describe(
     options = [Option("methods", _TRIED), Option("seeds", 0), Option("epochs", few)]
     options += [Option("warmup_epochs", 0)] if runs[0].schedule.warmup_epochs else []
     options.append(Option("out", "runs/first-try"))
-    none, load = times.steps[METHODS[0]], times.load
+    none, load = times.steps[COMPARED[0]], times.load
     slow = (
         f"Reading a batch takes {1000 * load:.0f} ms of each step: copies of the images that are "
         "no larger than they are trained on would save most of it.\n\n"

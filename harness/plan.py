@@ -17,10 +17,9 @@ import timm
 import torch
 
 from harness.check import CheckedFolder, headers
-from harness.config import DataConfig
+from harness.config import COMPARED, DataConfig
 from harness.settings import PRESETS, Settings
 
-METHODS = ("none", "mixup", "cutmix", "sage")
 SEEDS = (0, 1, 2)
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
 _LARGEST = {"cpu": 64, "cuda": 224}  # pixels; a step's time grows with their square
@@ -128,7 +127,7 @@ def plan(facts: Facts, network: Option, weights: Path | bool) -> list[Option]:
     if facts.grey:
         made.append(Option("in_chans", 1, "all images are grey"))
     made += _place(facts, as_settings(made).data)
-    made.append(Option("methods", METHODS, "no mixing, timm's two, and SAGE"))
+    made.append(Option("methods", COMPARED, "no mixing, timm's two alone and in turn, and SAGE"))
     why = "half of each batch costs less than all of it, and was as good or better where tried"
     made.append(Option("saliency_fraction", 0.5, why))
     made.append(Option("seeds", SEEDS, "fewer than three rank nothing in the report"))

@@ -95,11 +95,20 @@ Jégou (ResNet strikes back, 2021), whose binary targets are timm's with a thres
 """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A command: its fields are its options, and a call runs it."""
 
+    modules: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules of one's own, in the current folder or installed, that register methods, networks or
+    data sets."""
+
     GOES_ON: ClassVar[bool] = True
     """Whether an interrupted command goes on where it was when it is started again."""
+
+    def __call__(self) -> None:
+        """Runs the command."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         """Expands ``~`` in paths, also where the shell has left it: in ``--out=~/runs``."""

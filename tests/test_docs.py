@@ -1,6 +1,5 @@
 import copy
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,24 +16,20 @@ from sage_timm import SageMixup
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_method_that_the_docs_add_trains(tmp_path):
-    """Does to a copy what docs/harness.md says: a file, a line, a command."""
-    text = (ROOT / "docs/harness.md").read_text()
-    *_, file, line = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)
-    for package in ("harness", "sage_timm"):
-        shutil.copytree(ROOT / package, tmp_path / package)
-    methods = tmp_path / "harness/methods"
-    (methods / "resizemix.py").write_text(file)
-    registry = (methods / "__init__.py").read_text()
-    assert registry.count("    puzzlemix,\n") == 1
-    (methods / "__init__.py").write_text(
-        registry.replace("    puzzlemix,\n", f"    puzzlemix,\n{line}")
-    )
-    flags = "--methods resizemix --epochs 1 --train-size 100 --image-size 8 --batch-size 20"
-    command = [sys.executable, "-m", "harness", "train", *flags.split(), "--out", "runs"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    (result,) = read_results(tmp_path / "runs/results.jsonl")
-    assert result["method"] == "resizemix"
+def test_the_method_that_the_docs_add_is_known_to_every_command(tmp_path):
+    """Does what docs/harness.md says: a file, three commands."""
+    text = (ROOT / "docs/harness.md").read_text().partition("## Adding a method")[2]
+    file, lines = re.findall(r"```(?:python)?\n(.*?)```", text, flags=re.DOTALL)[:2]
+    (tmp_path / "my_methods.py").write_text(file)
+    small = "--epochs 1 --train-size 100 --image-size 8 --batch-size 20"
+    for line, options in zip(lines.splitlines(), (small, "--images 20", ""), strict=True):
+        command = [sys.executable, *line.removeprefix("python").split(), *options.split()]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    results = read_results(tmp_path / "runs/results.jsonl")
+    assert {line["method"] for line in results} == {"mixup", "vertical-concat"}
+    measured = read_results(tmp_path / "runs/robustness.jsonl")
+    assert {line["method"] for line in measured} == {"mixup", "vertical-concat"}
+    assert "vertical-concat" in (tmp_path / "runs/report.md").read_text()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 import harness.__main__
 import harness.init
 import harness.train
-from harness.config import DataConfig, ScheduleConfig
+from harness.config import COMPARED, DataConfig, ScheduleConfig
 from harness.init import Times, describe, duration, measure_times
 from harness.methods import METHODS
 from harness.plan import (
@@ -107,7 +107,7 @@ def test_the_command_runs_as_it_is_printed(call, tmp_path, monkeypatch):
     assert code == 0, errors
     lines = read_results(tmp_path / "runs/results.jsonl")
     runs = sorted((line["method"], line["seed"]) for line in lines)
-    assert runs == sorted(itertools.product(("none", "mixup", "cutmix", "sage"), (0, 1, 2)))
+    assert runs == sorted(itertools.product(COMPARED, (0, 1, 2)))
     assert {line["dataset_name"] for line in lines} == {"my photographs"}
     assert {line["config"]["data"]["in_chans"] for line in lines} == {1}
     assert not (tmp_path / "runs/failures.jsonl").exists()
@@ -181,9 +181,9 @@ def test_what_is_chosen_has_a_reason_and_a_time(call, tmp_path):
     flags = {word for word in words if word.startswith("--")}
     assert flags - {"--dataset", "--data-dir"} == reasons.keys()
     assert all(reason.strip() for reason in reasons.values())
-    rows = re.findall(r"^\| (\w+) \| (\d+) \| about (.+) \|$", printed, flags=re.MULTILINE)
-    assert [method for method, _, _ in rows] == ["none", "mixup", "cutmix", "sage"]
-    assert "All 12 runs: about" in printed
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+) \| about (.+) \|$", printed, flags=re.MULTILINE)
+    assert [method for method, _, _ in rows] == [*COMPARED]
+    assert "All 15 runs: about" in printed
     assert "Mixing needs longer schedules" in printed
 
 
@@ -261,8 +261,7 @@ def parsed(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words[2:])
         command = harness.__main__.parse()
-    names = Settings.__dataclass_fields__
-    return Settings(**{name: getattr(command, name) for name in names})
+    return Settings(**{each.name: getattr(command, each.name) for each in fields(Settings)})
 
 
 def test_options_are_written_as_a_shell_takes_them():
