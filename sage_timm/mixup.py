@@ -71,8 +71,7 @@ class SageMixup(Mixup):
         self.sage = Sage(SageSettings(**settings), generator)
         self._given_loss = loss_fn
         # Of the batch, each pair or each image, as timm draws: see _note.
-        self._sage_lam: NDArray[np.floating[Any]] = np.ones(1)
-        self._by_sage: NDArray[np.bool_] = np.zeros(1, dtype=bool)
+        self._noted: tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]
         if model is not None:
             self.attach(model)
 
@@ -132,7 +131,7 @@ class SageMixup(Mixup):
         lam, by_sage, sage_lam = self._mix_by_timm(x)
         mixed = x
         if by_sage.any():
-            chosen = by_sage.to(x.device, non_blocking=True)
+            chosen = torch.from_numpy(by_sage).to(x.device, non_blocking=True)
             targets = self._targets(target, 1.0)
             translations = self.sage.draw_translations(x.shape[2], x.shape[3])
             mixed, weight, *_ = self.sage.mix(clean, targets, partner, sage_lam, translations)
@@ -147,29 +146,33 @@ class SageMixup(Mixup):
     # of its methods that draw are overridden here: they note the weights that are SAGE's, and hand
     # on a 1 in their place. So timm's code applies CutMix, and leaves all the rest as it is.
 
-    def _mix_by_timm(self, x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
+    def _mix_by_timm(self, x: Tensor) -> tuple[Tensor | float, NDArray[np.bool_], Tensor]:
         """Lets timm draw, and apply CutMix to ``x`` in place.
 
         Returns timm's weight, and of each image whether SAGE mixes it, and by what weight, ``[B]``.
         """
         half, odd = divmod(len(x), 2)
-        lam: Tensor | float
+        lam: Tensor | float = 1.0
         if self.mode == "batch":
             lam = self._mix_batch(x)
-            noted = [np.repeat(values, len(x)) for values in (self._by_sage, self._sage_lam)]
+            by_sage, sage_lam = (np.repeat(noted, len(x)) for noted in self._noted)
+        elif self.cutmix_alpha == 0:  # timm would copy weights of 1 to the device, and wait for it
+            self._params_per_elem(len(x) if self.mode == "elem" else half)
+            by_sage, sage_lam = self._noted
         elif self.mode == "elem":
             lam = self._mix_elem(x)
-            noted = [self._by_sage, self._sage_lam]
-        else:  # timm's pairs leave out the middle image of an odd batch
+            by_sage, sage_lam = self._noted
+        else:
             pairs: Tensor = self._mix_pair(x)
             lam = torch.cat((pairs[:half], pairs.new_ones(odd, 1), pairs[half:]))
-            noted = [
-                np.concatenate((values, np.zeros(odd, values.dtype), values[::-1]))
-                for values in (self._by_sage, self._sage_lam)
-            ]
-        by_sage, sage_lam = map(torch.from_numpy, noted)
+            by_sage, sage_lam = self._noted
+        if self.mode == "pair":  # timm's leave out the middle image of an odd batch
+            by_sage, sage_lam = (
+                np.concatenate((noted, np.zeros(odd, noted.dtype), noted[::-1]))
+                for noted in (by_sage, sage_lam)
+            )
         by_sage[half : half + odd] = False  # the middle image is its own partner
-        return lam, by_sage, sage_lam
+        return lam, by_sage, torch.from_numpy(sage_lam)
 
     def _params_per_batch(self) -> tuple[float, bool]:
         lam, use_cutmix = self._note(super()._params_per_batch)
@@ -191,8 +194,8 @@ class SageMixup(Mixup):
             lam, use_cutmix = draw(*args)
         finally:
             self.mix_prob = given
-        self._sage_lam = np.atleast_1d(lam)
-        self._by_sage = np.atleast_1d(np.logical_and(probability.hit, np.logical_not(use_cutmix)))
+        by_sage = np.logical_and(probability.hit, np.logical_not(use_cutmix))
+        self._noted = np.atleast_1d(by_sage), np.atleast_1d(lam)
         return lam, use_cutmix
 
     def _targets(self, target: Tensor, lam: Tensor | float) -> Tensor:

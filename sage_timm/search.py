@@ -103,7 +103,8 @@ def best_translation(
             f"translations must be [N, 2] with N >= 1, got {tuple(translations.shape)}"
         )
     height, width = saliency0.shape[2:]
-    if (translations.abs() >= torch.tensor([height, width])).any():
+    candidates = translations.tolist()
+    if any(abs(rows) >= height or abs(columns) >= width for rows, columns in candidates):
         raise ValueError(
             f"translations must lie in (-{height}, {height}) x (-{width}, {width}) for maps "
             f"{tuple(saliency0.shape)}"
@@ -112,7 +113,7 @@ def best_translation(
     map0, map1 = saliency0.squeeze(1), saliency1.squeeze(1)
     best = map0.new_full((len(map0),), -torch.inf)
     best_index = torch.zeros(len(map0), dtype=torch.int64, device=map0.device)
-    for index, (rows, columns) in enumerate(translations.tolist()):
+    for index, (rows, columns) in enumerate(candidates):
         a = _window(map0, rows, columns)
         b = _window(map1, -rows, -columns)
         # v(t) less the constant sum(s0): (1 - M)(b - a), where image 1 covers image 0. Cutting

@@ -78,22 +78,36 @@ def test_the_host_waits_for_nothing_on_cuda(small_net, batch, settings):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_the_arithmetic_compiles_in_one_graph(channels_last):
-    """Traced without code generation, which takes a minute."""
+def mix(gradient, images):
+    maps = saliency_from_gradient(gradient)
+    own, other = 0.4 * maps, 0.6 * maps.flip(0)
+    translation = best_translation(own, other)
+    return *blend(images, images.flip(0), own, other, translation), translation
 
-    def mix(gradient, images):
-        maps = saliency_from_gradient(gradient)
-        own, other = 0.4 * maps, 0.6 * maps.flip(0)
-        translation = best_translation(own, other)
-        return *blend(images, images.flip(0), own, other, translation), translation
 
+def gradient_and_images(layout=torch.contiguous_format):
     generator = torch.Generator().manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    gradient, images = (
+    return [
         torch.randn(4, 3, 40, 36, generator=generator).contiguous(memory_format=layout)
         for _ in range(2)
-    )
+    ]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_arithmetic_compiles_in_one_graph(layout):
+    """Traced without code generation, which takes a minute."""
+    inputs = gradient_and_images(layout)
     compiled = torch.compile(mix, backend="aot_eager", fullgraph=True)
-    for one, other in zip(compiled(gradient, images), mix(gradient, images), strict=True):
+    for one, other in zip(compiled(*inputs), mix(*inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_arithmetic_is_exported_as_it_is():
+    class Mixing(torch.nn.Module):
+        def forward(self, gradient, images):
+            return mix(gradient, images)
+
+    inputs = tuple(gradient_and_images())
+    exported = torch.export.export(Mixing(), inputs).module()
+    for one, other in zip(exported(*inputs), mix(*inputs), strict=True):
         torch.testing.assert_close(one, other)
