@@ -128,8 +128,18 @@ class Train(Settings):
     tensorboard: bool = False
     """Write loss, learning rate and accuracy after each epoch to OUT/tensorboard, a folder a run;
     needs the package tensorboard."""
+    submit: Literal["slurm", "local", "debug"] | None = None
+    """Hand each run that is not done to a cluster as a job of its own, through submitit; local
+    starts a process a run on this machine and waits for them, debug runs them in this one. A job
+    that is cut off goes on from its last epoch."""
+    submit_settings: tuple[str, ...] = ()
+    """submit: NAME=VALUE as submitit takes them: timeout_min=600 gpus_per_node=1
+    slurm_partition=gpu ..."""
 
     def __call__(self) -> None:
+        if self.submit is not None:
+            self._submit(self.submit)
+            return
         import torch
         from timm.utils.distributed import init_distributed_device_so
 
@@ -164,6 +174,28 @@ class Train(Settings):
                 tqdm.write(f"results: {self.out / 'results.jsonl'}")
         if place["distributed"]:
             torch.distributed.destroy_process_group()
+
+    def _submit(self, cluster: Literal["slurm", "local", "debug"]) -> None:
+        from harness.runs import check_runs, note_runs
+        from harness.submit import submit
+
+        if self.tensorboard:
+            raise ValueError("tensorboard=True does not go with submit")
+        runs = each_run(self.run, self.methods, self.seeds)
+        check_runs(runs, self.out)
+        note_runs(runs, self.out)
+        jobs = submit(runs, self.out, self.device, cluster, self.submit_settings, self.modules)
+        print(f"{len(jobs)} of {len(runs)} runs submitted, logs in {self.out / 'jobs'}")
+        if cluster == "slurm":
+            print(*(f"job {job.job_id}" for job in jobs), sep="\n")
+            return
+        failed = 0
+        for job in tqdm(jobs, desc="jobs", disable=None):
+            failed += job.exception() is not None
+        tqdm.write(f"results: {self.out / 'results.jsonl'}")
+        if failed:
+            tqdm.write(f"{failed} of {len(jobs)} jobs failed: start the same command again")
+            sys.exit(1)
 
 
 @dataclass(frozen=True)

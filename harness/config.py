@@ -235,6 +235,10 @@ class OverheadConfig:
     """How often each thing is timed; every random draw of a method comes three times."""
     channels_last: bool = False
     """Lay images and weights out with channels last."""
+    amp: Amp = "none"
+    """Compute in this type where torch's autocast deems it safe; float16 without a scaled loss."""
+    compile: bool = False
+    """Compile the network's forward and backward pass with torch.compile."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
     mixing: MethodConfig = field(default_factory=MethodConfig)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from harness.config import (
     check_at_least,
     make_directory,
 )
-from harness.device import made_with, open_device
+from harness.device import autocast, made_with, open_device
 from harness.figures import NO_VALUE, Table
 from harness.glyphs import Glyphs
 from harness.measures import Measurement
-from harness.methods import METHODS, Training, loss_of, module_of
+from harness.methods import METHODS, Training, kind_of, loss_of, module_of
 from harness.methods.base import normalised
 from harness.methods.sage import is_sage
 from harness.models import create_network
@@ -97,6 +97,8 @@ def _check(config: OverheadConfig) -> None:
     for method in config.methods:
         if method not in METHODS:
             raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+        if config.compile and kind_of(method) == "hidden":
+            raise ValueError(f"{method} reaches into hidden layers, which compile=True would fix")
     for model in config.models:
         if not timm.is_model(model):
             raise ValueError(f"models must be of timm.list_models(), got {model!r}")
@@ -131,16 +133,25 @@ class TrainingStep:
         self.targets = torch.tensor(glyphs.targets, device=device) % config.classes
         self.loss_fn = SoftTargetCrossEntropy()
         training = Training(config.mixing, self.model, self.loss_fn, config.classes)
+        if config.compile:
+            self.model.forward = torch.compile(self.model.forward)
         self.mix = METHODS[method](training)
+        self.autocast = partial(autocast, config.amp, device)
         self.optimizer = make_optimizer(self.model, ScheduleConfig(), module_of(self.mix))
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Returns the batch, as a copy: some methods mix in place."""
         return self.images.clone(), self.targets
 
+    def mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixes a batch as a step does."""
+        with self.autocast():
+            return self.mix(images, targets)
+
     def __call__(self, images: Tensor, targets: Tensor) -> None:
-        mixed, soft_targets = self.mix(images, targets)
-        loss = loss_of(self.mix, self.loss_fn)(self.model(mixed), soft_targets)
+        with self.autocast():
+            mixed, soft_targets = self.mix(images, targets)
+            loss = loss_of(self.mix, self.loss_fn)(self.model(mixed), soft_targets)
         training_step(loss, self.optimizer)
 
 
@@ -231,6 +242,8 @@ class _Asked:
             "channels_last": config.channels_last,
             "classes": config.classes,
             **made_with(self.device),
+            **({} if config.amp == "none" else {"amp": config.amp}),
+            **({"compile": True} if config.compile else {}),
             "mixing": asdict(config.mixing),
         }
 
@@ -303,6 +316,8 @@ def table(lines: Sequence[Line]) -> Table:
     words = {"model": "{}", "batch_size": "batch of {}", "image_size": "{0} × {0} pixels"}
     title = [text.format(lines[0][name]) for name, text in words.items() if name in lines[0]]
     title += ["channels last"] if lines[0].get("channels_last") else []
+    title += [lines[0]["amp"]] if "amp" in lines[0] else []
+    title += ["compiled"] if lines[0].get("compile") else []
     title += [str(lines[0]["device"])] if "device" in lines[0] else []
     note = (
         "Each ratio is that of a step to the one without mixing just before it; ratios and "
@@ -322,7 +337,7 @@ MEASUREMENT = Measurement(
     table,
     of="steps",
     key=("label", "method", "part"),
-    by=("model", "batch_size", "image_size", "channels_last", "device"),
+    by=("model", "batch_size", "image_size", "channels_last", "amp", "compile", "device"),
     place=5,
     parsed=benchmarks,
 )

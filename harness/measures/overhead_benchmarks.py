@@ -68,7 +68,7 @@ def test_mixing(benchmark, asked, method, model, batch_size, image_size):
     if is_sage(method):
         asked.saliency_clock.watch(step.mix.sage)
     with no_steps():
-        _time(benchmark, asked, step.mix, step.batch)
+        _time(benchmark, asked, step.mixed, step.batch)
     _note(benchmark, asked)
 
 

@@ -164,6 +164,7 @@ def test_two_devices_train_one_network(tmp_path):
         f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
+import copy
 import torch, torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 import harness.learner, harness.train
@@ -181,6 +182,22 @@ if rank == 0:
 harness.learner.average_gradients(net, beside, 2)
 assert (net.weight.grad == 1.5).all() and net.bias.grad is None
 assert (beside.weight.grad == 0.5).all() and (beside.bias.grad == 0).all()
+
+# Half a batch each, averaged, is one process's step on the whole batch.
+torch.manual_seed(0)
+whole = torch.nn.Conv2d(2, 4, 3).double()
+own = copy.deepcopy(whole)
+images = torch.randn(6, 2, 8, 8, dtype=torch.float64)
+whole_loss = whole(images).square().mean()
+whole_loss.backward()
+loss = own(images[3 * rank : 3 * rank + 3]).square().mean()
+loss.backward()
+harness.learner.average_gradients(own, None, 2)
+for name, parameter in own.named_parameters():
+    torch.testing.assert_close(parameter.grad, whole.get_parameter(name).grad)
+both = loss.detach().clone()
+dist.all_reduce(both)
+torch.testing.assert_close(both / 2, whole_loss.detach())
 
 kept = []
 Run = harness.train._Run
