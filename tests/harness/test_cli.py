@@ -255,3 +255,32 @@ def test_a_terminal_that_lacks_a_sign_gets_another(monkeypatch, encoding):
     print("λ ± ρ →")
     streams["out"].flush()
     assert streams["out"].buffer.getvalue().endswith("λ ± ρ →\n".encode(encoding, "replace"))
+
+
+def test_import_brings_networks_and_data_sets_too(call, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(harness.data, "_REGISTERED", {})
+    (tmp_path / "brought.py").write_text(
+        """
+import timm
+from harness.data import register_dataset
+from harness.glyphs import Glyphs
+from harness.models import preactresnet8_cifar
+from timm.models import register_model
+
+
+@register_model
+def brought_net(pretrained=False, **options):
+    return preactresnet8_cifar(pretrained, **options)
+
+
+register_dataset("brought", lambda settings, split: Glyphs(split, 40, 8, classes=2), hflip=0)
+"""
+    )
+    asked = f"{SMALL} --train-size 40 --methods none --model brought_net --dataset brought"
+    code, _, errors = call(f"train --import brought {asked} --out {tmp_path}/out")
+    assert code == 0, errors
+    (line,) = read_results(tmp_path / "out/results.jsonl")
+    assert (line["model"], line["dataset"], line["train_size"]) == ("brought_net", "brought", 40)
+    code, _, errors = call("report . --import no_such_module")
+    assert (code, errors) == (2, "harness: No module named 'no_such_module'\n")
