@@ -81,7 +81,7 @@ def open_split(name: str, root: Path, split: str, *, download: bool, image_size:
     The images are read once a process; each call gives an object of its own.
 
     Args:
-        name: One of :data:`NAMES`.
+        name: One of ``NAMES``.
         root: Where the files are; ``folder`` expects ``train|validation|test/CLASS/`` in it, with
             images at any depth; ``val`` or ``valid`` will do for validation.
         split: train (base classes), validation or test (novel classes).

@@ -34,7 +34,7 @@ from harness.train import load_model
 def embed(model: nn.Module, loader: Any, title: str = "embeddings") -> Tensor:
     """Computes what comes before the classifier, ``[N, D]`` in float32, of a loader's images.
 
-    Leaves the model, one of timm's or of :mod:`fewshot.backbones`, in evaluation mode.
+    Leaves the model, one of timm's or of ``fewshot.backbones``, in evaluation mode.
     """
     model.eval()
     parts = [

@@ -20,7 +20,7 @@ _DTYPE = re.compile(r"[?biufcSUO]\d*")  # numbers, strings and objects; no recor
 def load_plain(path: Path, encoding: str = "ASCII") -> Any:
     """Reads a pickle of dictionaries, lists, tuples, strings, numbers and NumPy arrays.
 
-    An array may come as an :class:`Array`, for ``numpy.asarray``. ``encoding`` is that of strings
+    An array may come as an ``Array``, for ``numpy.asarray``. ``encoding`` is that of strings
     from Python 2. A ValueError says what is wrong with the file, without its name.
     """
     with path.open("rb") as file:

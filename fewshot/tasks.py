@@ -19,7 +19,7 @@ _SEEDS = 2**31
 
 
 class TaskBatches:
-    """Draws each epoch's tasks: the images' indices of every step, each task by :func:`in_order`.
+    """Draws each epoch's tasks: the images' indices of every step, each task by ``in_order``.
 
     The seed of an epoch's draw comes from torch's random state, which the training loop makes of
     the run's seed and the epoch.
@@ -61,7 +61,7 @@ def task_loader(config: FewShotConfig, model: nn.Module, splits: Splits, device:
 
 
 def split_tasks(images: Tensor, tasks: TaskConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Splits a batch of :func:`task_loader` into each task's support and query images."""
+    """Splits a batch of ``task_loader`` into each task's support and query images."""
     support = tasks.ways * tasks.shots
     for task in images.split(support + tasks.ways * tasks.queries):
         yield task[:support], task[support:]

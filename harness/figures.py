@@ -117,7 +117,7 @@ def table_of_means(
     """Makes a table with a row a label: its seeds, then means and spreads over them.
 
     ``values`` has an index of labels and seeds; a seed without all values is there in part.
-    ``columns`` are shown, ``runs`` have a row each, and ``alone`` is :func:`spread`'s.
+    ``columns`` are shown, ``runs`` have a row each, and ``alone`` is ``spread``'s.
     """
     runs = runs or {}
     labels = dict.fromkeys([*runs, *values.index.get_level_values("label")])

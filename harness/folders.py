@@ -181,7 +181,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def read_image(file: Path, mode: str) -> Image.Image:
-    """Reads an image file as :func:`as_mode`, and names it in the error."""
+    """Reads an image file as ``as_mode``, and names it in the error."""
     try:
         with Image.open(file) as image:
             return as_mode(image, mode)

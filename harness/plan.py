@@ -1,6 +1,6 @@
 """Plans a first comparison on a folder of images: the options of ``train``, each with its reason.
 
-Nothing here measures: :mod:`harness.init` times what is planned.
+Nothing here measures: ``harness.init`` times what is planned.
 """
 
 import math

@@ -163,7 +163,7 @@ class RunConfig:
         Raises a ValueError if a setting is unknown here, or does not fit.
 
         Args:
-            identity: What :meth:`identity` gave.
+            identity: What ``identity`` gave.
             data_dir: Where the data set is on this machine.
         """
         values = dict(identity)

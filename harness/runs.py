@@ -122,7 +122,7 @@ def run_all(
 ) -> None:
     """Calls a function for each run; one that fails is written to OUT/failures.jsonl.
 
-    Ends with exit code 1 if any failed. See :func:`in_turn` for the rank.
+    Ends with exit code 1 if any failed. See ``in_turn`` for the rank.
     """
     failed = 0
     for run, progress in in_turn(runs, out, rank):

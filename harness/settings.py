@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mixing": MethodConfig(alpha=0.1, cutmix_alpha=1.0),
     },
 }
-"""Defaults for :class:`Settings`, by the preset's name.
+"""Defaults for ``Settings``, by the preset's name.
 
 The first four are the paper's (Ma et al., BMVC 2022, and the authors' public implementation): 300
 epochs of SGD with Nesterov momentum, learning rate 0.2 and a tenth of it from epochs 100 and 200

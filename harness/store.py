@@ -113,7 +113,7 @@ def read_results(path: Path, keys: Mapping[str, Kind] = MappingProxyType({})) ->
 def read_lines(
     path: Path, keys: Mapping[str, Kind] = MappingProxyType({})
 ) -> tuple[list[Line], str]:
-    """Reads a results file as :func:`read_results` does, and says in words what it skipped."""
+    """Reads a results file as ``read_results`` does, and says in words what it skipped."""
     found: list[Line] = []
     blank, foreign = [], []
     # str.splitlines also splits at U+2028 and others that may stand within a text. What follows the

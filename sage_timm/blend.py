@@ -91,7 +91,7 @@ def moved_lines(images: Tensor, translations: Tensor, border: int = 0) -> Tensor
 
     Lines of pixels are copied whole from where they lie in memory, so that no index is needed for
     each pixel. Places that an image does not reach hold arbitrary pixels of the batch or zeros, see
-    :func:`clear_uncovered`. The border shows what lies beyond each side of the frame.
+    ``clear_uncovered``. The border shows what lies beyond each side of the frame.
     """
     batch, channels, height, width = images.shape
     pixels_last = images.is_contiguous(memory_format=torch.channels_last)
@@ -115,7 +115,7 @@ def moved_lines(images: Tensor, translations: Tensor, border: int = 0) -> Tensor
 
 
 def clear_uncovered(moved: Tensor, translations: Tensor, border: int = 0) -> Tensor:
-    """Sets to zero, in place, where in :func:`moved_lines`' result no image reaches."""
+    """Sets to zero, in place, where in ``moved_lines``' result no image reaches."""
     for dim in (3, 4):
         size = moved.shape[dim] - 2 * border
         shift = translations[..., dim - 3]

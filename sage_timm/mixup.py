@@ -24,7 +24,7 @@ class SageMixup(Mixup):
 
     A call runs the attached model forwards and backwards once. With ``update_ratio=1`` that leaves
     no trace in the model. Below 1, the gradient of the clean loss waits for the forward and
-    backward pass of the mixed images, see :class:`sage_timm.shared_gradient.SharedGradient`.
+    backward pass of the mixed images, see ``sage_timm.shared_gradient.SharedGradient``.
     Pickles leave the model out; deep copies are attached to the same one.
 
     Args:
@@ -33,11 +33,11 @@ class SageMixup(Mixup):
             than 1.
         cutmix_alpha: As in timm, as are the others up to ``multi_label``.
         mode: ``"batch"``, ``"pair"`` or ``"elem"``: what shares one weight.
-        model: The model in training; may also be given to :meth:`attach`.
+        model: The model in training; may also be given to ``attach``.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``, or binary cross-entropy if ``multi_label``.
         generator: CPU generator that draws a random search's translations; torch's own if None.
-        **settings: See :class:`sage_timm.SageSettings`.
+        **settings: See ``sage_timm.SageSettings``.
 
     Raises:
         ValueError: If an argument is out of its range.

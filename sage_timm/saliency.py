@@ -41,7 +41,7 @@ def saliency(
             caller runs it if None.
 
     Returns:
-        Maps ``[B, 1, H, W]``, see :func:`saliency_from_gradient`.
+        Maps ``[B, 1, H, W]``, see ``saliency_from_gradient``.
 
     Raises:
         ValueError: If the logits or the loss do not fit, or the model does not take the size.
@@ -64,7 +64,7 @@ def saliency_pass(
     dtype: torch.dtype | None = None,
     parameters: bool = False,
 ) -> tuple[Tensor, Clean]:
-    """Does what :func:`saliency` does, and gives the clean gradient, too, if ``parameters``."""
+    """Does what ``saliency`` does, and gives the clean gradient, too, if ``parameters``."""
 
     def gradient_of(images: Tensor) -> LossGradient:
         with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):

@@ -72,7 +72,7 @@ def best_translation(
     """Finds, for each pair, the translation of map 1 with the largest total saliency of the mix.
 
     The objective is ``v(t) = sum(M * s0 + (1 - M) * T(s1, t))``, with the mask ``M`` of
-    :func:`sage_timm.blend` and the zero-filling translation ``T`` of Eq. 3. The memory used is that
+    ``sage_timm.blend`` and the zero-filling translation ``T`` of Eq. 3. The memory used is that
     of a few maps, however many translations there are. Without candidates, a search from coarse to
     fine looks at all translations: it is never worse than not moving, and on the mean reaches
     99.97 % of the largest objective.

@@ -12,7 +12,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class SageSettings:
-    """Settings that :class:`sage_timm.SageMixup` and :class:`sage_timm.SageMix` have in common.
+    """Settings that ``sage_timm.SageMixup`` and ``sage_timm.SageMix`` have in common.
 
     ``saliency_dtype`` may be given as a ``torch.dtype``, and is kept by its name.
 

@@ -32,7 +32,7 @@ _sharing: WeakIdKeyDictionary = WeakIdKeyDictionary()  # model -> the share that
 class SharedGradient:
     """The clean gradient of one batch, from its saliency pass to its training step.
 
-    It is idle until :meth:`offer` is called, and waits at the model from then on, see
+    It is idle until ``offer`` is called, and waits at the model from then on, see
     ``docs/method.md`` for all states. A forward pass that gets mixed images and records gradients
     is bound: an operation is put behind its logits. Images may come in pieces, twice before one
     backward pass, or once more for another look at the loss, as in SAM and LBFGS. The share ends
@@ -66,7 +66,7 @@ class SharedGradient:
 
         Args:
             model: The module whose forward pass gets the images.
-            clean: Parameters and their clean gradients, as :func:`input_gradient` gives them.
+            clean: Parameters and their clean gradients, as ``input_gradient`` gives them.
             images: The mixed ones.
             targets: Their targets ``[B, num_classes]``.
             loss_fn: The loss that the training loop uses.

@@ -26,11 +26,11 @@ class SageMix(v2.MixUp):
         alpha: The Beta distribution's parameter.
         num_classes: The number of classes; None if the labels are already ``[B, num_classes]``.
         labels_getter: As in ``v2.MixUp``.
-        model: The model in training; may also be given to :meth:`attach`.
+        model: The model in training; may also be given to ``attach``.
         loss_fn: The loss in training, ``loss_fn(logits, soft_targets)``, a scalar. By default
             timm's ``SoftTargetCrossEntropy``.
         generator: CPU generator that draws a random search's translations; torch's own if None.
-        **settings: See :class:`sage_timm.SageSettings`.
+        **settings: See ``sage_timm.SageSettings``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -60,7 +60,7 @@ class SageMix(v2.MixUp):
     def attach(
         self, model: nn.Module, loss_fn: Loss | None = None, forward: Forward | None = None
     ) -> "SageMix":
-        """Binds the model in training, and its loss; see :meth:`sage_timm.SageMixup.attach`."""
+        """Binds the model in training, and its loss; see ``sage_timm.SageMixup.attach``."""
         loss_fn = loss_fn or self._given_loss or SoftTargetCrossEntropy()
         self.sage.attach(model, loss_fn, forward)
         return self

@@ -80,7 +80,7 @@ def measure_agreement(
     ``out`` does not hold it. All variants see the same batches and weights.
 
     Returns:
-        The variants' lines of ``agreement.jsonl``: :data:`MEASURES`, their ``standard_error`` over
+        The variants' lines of ``agreement.jsonl``: ``MEASURES``, their ``standard_error`` over
         the batches, and the ``worst``, the least over the pairs.
 
     Raises:

@@ -69,7 +69,7 @@ def follow(
     """Trains a run, and measures what SAGE makes of its images after some of its epochs.
 
     The network trains by the run's method, and mixes as SAGE would with the run's settings. The
-    lines go to ``dynamics.jsonl``, one an epoch with :data:`MEASURES`, means over the images; some
+    lines go to ``dynamics.jsonl``, one an epoch with ``MEASURES``, means over the images; some
     of the mixes are saved as a picture, ``mixes-METHOD-seedN-epochE.png``.
 
     Raises:

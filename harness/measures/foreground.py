@@ -77,7 +77,7 @@ def measure_foreground(
     draws) the same weights.
 
     Returns:
-        The methods' lines of ``foreground.jsonl``: :data:`MEASURES`, and their ``standard_error``
+        The methods' lines of ``foreground.jsonl``: ``MEASURES``, and their ``standard_error``
         over the batches.
 
     Raises:

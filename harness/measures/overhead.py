@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 def measure_overhead(config: OverheadConfig, out: Path) -> Outcome:
     """Runs the benchmarks in this process, and writes ``overhead.json``, pytest-benchmark's format.
 
-    :mod:`harness.measures.overhead_benchmarks` says what is measured, and how. A failing benchmark
+    ``harness.measures.overhead_benchmarks`` says what is measured, and how. A failing benchmark
     leaves the others alone; an earlier file is replaced, unless every benchmark fails.
     """
     _check(config)

@@ -1,4 +1,4 @@
-"""The benchmarks of ``python -m harness overhead``, which :mod:`harness.measures.overhead` runs.
+"""The benchmarks of ``python -m harness overhead``, which ``harness.measures.overhead`` runs.
 
 - **step**: a whole training step (mix, forward, loss, backward, optimiser). Before each timed round
   one step without mixing is timed by the same clock, on a network of its own, so that whatever else

@@ -58,7 +58,7 @@ def attached_sage(config: RunConfig, model: nn.Module, mixing: MethodConfig | No
 
 
 def mix_pairs(sage: Sage, images: Tensor, targets: Tensor, lam: Tensor) -> Mix:
-    """Mixes each image of a batch with its reverse; see :meth:`sage_timm.sage.Sage.mix`."""
+    """Mixes each image of a batch with its reverse; see ``sage_timm.sage.Sage.mix``."""
     partner = torch.arange(len(images) - 1, -1, -1, device=images.device)
     translations = sage.draw_translations(*images.shape[2:])
     return sage.mix(images, targets, partner, lam, translations)

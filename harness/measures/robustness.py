@@ -152,7 +152,7 @@ def top1(
 def measure_robustness(
     result: Line, out: Path, data_dir: str | None, images: int | None, device: torch.device
 ) -> Iterator[Line]:
-    """Measures one run's :data:`FIGURES`, and gives the line of each once it is written.
+    """Measures one run's ``FIGURES``, and gives the line of each once it is written.
 
     Args:
         result: The run's line in ``results.jsonl``.

@@ -166,7 +166,7 @@ def register(
     Args:
         name: The method's name on the command line.
         requires: A module that it needs and that not everybody has installed.
-        kind: What it works on, see :data:`Kind`.
+        kind: What it works on, see ``Kind``.
 
     Raises:
         ValueError: If there is a method of that name.

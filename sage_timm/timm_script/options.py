@@ -16,7 +16,7 @@ class CommandLine(NamedTuple):
     """A command line, taken apart."""
 
     options: dict[str, Any]
-    """SAGE's own options that were given, by the names of :class:`sage_timm.SageSettings`."""
+    """SAGE's own options that were given, by the names of ``sage_timm.SageSettings``."""
     script: str
     arguments: list[str]
     """The script's own."""
