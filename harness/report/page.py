@@ -154,11 +154,16 @@ def _findings(setting: Setting, costs: Costs) -> list[str]:
     ranked = [comparison.difference for comparison in found if comparison.difference.ranks]
     corrected = iter(tables.holm([difference.p_value for difference in ranked]))
     sentences, told = [], set()
+    standings: dict[str, list[str]] = {}
     for comparison in found:
         p_value = next(corrected) if comparison.difference.ranks else None
+        if comparison.one == "sage" and p_value is not None and not comparison.where:
+            standings.setdefault(_standing(comparison, p_value), []).append(comparison.other)
         cost = "" if comparison[:2] in told else _cost(setting, comparison, costs)
         told.add(comparison[:2])
         sentences.append(f"{comparison.where}{_verdict(comparison, p_value, len(ranked))}{cost}.")
+    if sum(map(len, standings.values())) > 1:
+        sentences.insert(0, _answer(standings))
     if len(ranked) > 1:
         sentences.append(
             "Of several comparisons one may come out by chance: Holm's correction keeps the risk "
@@ -184,6 +189,25 @@ def _comparisons(setting: Setting) -> Iterator[_Comparison]:
             yield _Comparison(one, other, difference, unit="points of top-1")
 
 
+def _standing(comparison: _Comparison, p_value: float) -> str:
+    """Says where the first method stands, by the interval and the corrected p-value."""
+    low, high = comparison.difference.interval or (0.0, 0.0)
+    if low <= 0 <= high or p_value >= 1 - CONFIDENCE:
+        return "level with"
+    return "ahead of" if low > 0 else "behind"
+
+
+def _answer(standings: dict[str, list[str]]) -> str:
+    """Answers the report's title in one sentence."""
+    count = sum(map(len, standings.values()))
+    told = [
+        f"{standing} {len(standings[standing])} ({', '.join(standings[standing])})"
+        for standing in ("ahead of", "behind", "level with")
+        if standing in standings
+    ]
+    return f"Of {count} methods, sage is {', '.join(told)}."
+
+
 def _verdict(comparison: _Comparison, p_value: float | None, ranked: int) -> str:
     one, other, difference, _, unit = comparison
     by, count = f"{difference.mean:+.2f} {unit}", len(difference.seeds)
@@ -195,9 +219,10 @@ def _verdict(comparison: _Comparison, p_value: float | None, ranked: int) -> str
         return f"{one} less {other}: {by} ({why})"
     low, high = difference.interval
     alone, together = not low <= 0 <= high, p_value < 1 - CONFIDENCE
-    verdict = f"{one} and {other} cannot be told apart"
-    if alone and together:
-        verdict = f"{one} is {'ahead of' if low > 0 else 'behind'} {other}"
+    standing = _standing(comparison, p_value)
+    verdict = f"{one} is {standing} {other}"
+    if standing == "level with":
+        verdict = f"{one} and {other} cannot be told apart"
     around = f"95 % interval {low:+.2f} to {high:+.2f} over {count} seeds"
     if alone and ranked > 1:
         word = "still so" if together else "it leaves out zero, but not"

@@ -94,7 +94,9 @@ def test_several_comparisons_are_corrected(tmp_path):
     assert 3 * p_values["none"] < 0.05
     assert p_values["mixup"] < 0.05 < 2 * p_values["mixup"]
     assert p_values["cutmix"] > 0.05
-    found = [line for line in report(tmp_path, results=results).splitlines() if line[:2] == "- "]
+    lines = report(tmp_path, results=results).splitlines()
+    answer, *found = [line for line in lines if line[:2] == "- "]
+    assert answer == "- Of 3 methods, sage is ahead of 1 (none), level with 2 (mixup, cutmix)."
     after = "after Holm's correction for 3 comparisons)."
     assert [(line.split(":")[0], line.partition(" over 5 seeds")[2]) for line in found[:3]] == [
         ("- sage is ahead of none", f"; still so {after}"),
