@@ -17,7 +17,7 @@ from fewshot.run_config import FewShotConfig
 from fewshot.tasks import split_tasks, task_loader, way_labels
 from harness.data import Splits
 from harness.learner import BuildLearner, Classifier
-from harness.methods import METHODS, Training
+from harness.methods import METHODS, Training, loss_of, module_of
 from harness.run_config import RunConfig
 
 
@@ -42,6 +42,11 @@ class _TaskLearner:
         seen = self.prepared(model)
         training = Training(config.mixing, seen, self.loss_fn, self.tasks.ways)
         self.mix = METHODS[config.method](training)
+        if loss_of(self.mix, self.loss_fn) is not self.loss_fn or module_of(self.mix) is not None:
+            raise ValueError(
+                f"learner={config.learner!r} does not go with {config.method}, which has a loss or "
+                "layers of its own: use the classifier"
+            )
 
 
 class ProtoNet(_TaskLearner):

@@ -34,7 +34,10 @@ def start(program: str, parse: Callable[[], Command]) -> None:
     try:
         command = parse()
         for name in command.modules:
-            import_module(name)
+            try:
+                import_module(name)
+            except ImportError as error:
+                raise ImportError(f"import={name!r}: {error}") from error
         command()
     except (ValueError, ImportError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from timm.data import resolve_data_config
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import dispatch_clip_grad, reduce_tensor
 from torch import Tensor, nn
 
@@ -115,9 +115,9 @@ def make_optimizer(
         raise ValueError(f"opt={schedule.opt!r} cannot be had here: {reason}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"opt={schedule.opt!r} needs second derivatives, which no method gives it")
-    parameters = [] if beside is None else list(beside.parameters())
-    if parameters:
-        optimizer.add_param_group({"params": parameters})
+    if beside is not None and any(True for _ in beside.parameters()):
+        for group in param_groups_weight_decay(beside, schedule.weight_decay):
+            optimizer.add_param_group(group)
     return optimizer
 
 

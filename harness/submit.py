@@ -1,5 +1,6 @@
 """Hands each run to a cluster as a job of its own, through submitit."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,9 @@ from harness.run_config import RunConfig
 from harness.runs import run_all
 from harness.store import RUN, read_results
 from harness.train import Progress, train
+
+_WEEK = 7 * 24 * 60  # minutes
+_TIMEOUTS = 1000  # a job whose time is up is queued again so often
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -35,7 +39,10 @@ class Job:
         def call(run: RunConfig, progress: Progress) -> None:
             train(run, self.out, device, progress=progress)
 
-        run_all([self.run], call, self.out)
+        try:
+            run_all([self.run], call, self.out)
+        except SystemExit as error:  # submitit knows exceptions alone
+            raise RuntimeError(f"the run failed, see {self.out / 'failures.jsonl'}") from error
 
     def checkpoint(self) -> Any:
         """Says what to do when the cluster takes the machine back, or the time is up: the same."""
@@ -65,19 +72,34 @@ def submit(
 
     Raises:
         ImportError: If submitit is not installed.
-        ValueError: If a setting is not ``NAME=VALUE``, or submitit does not know it.
+        ValueError: If there is no such cluster here, a setting is not ``NAME=VALUE``, submitit does
+            not take it, or SLURM is not told how long a job may take.
     """
     submitit = needs("submitit", "--submit", "cluster")
-    parameters = dict(_parameter(setting) for setting in settings)
+    parameters = {"name": "harness", **dict(map(_parameter, settings))}
+    if cluster == "slurm" and not {"timeout_min", "slurm_time"} & parameters.keys():
+        raise ValueError("submit_settings must say timeout_min=MINUTES, or a job ends after five")
+    if cluster == "local":
+        if device != "cpu":
+            raise ValueError(
+                f"submit='local' hides GPUs from its jobs, got device={device!r}: start the same "
+                "command once for each GPU instead"
+            )
+        parameters.setdefault("timeout_min", _WEEK)
     done = [line["config"] for line in read_results(out / "results.jsonl", RUN)]
     jobs = [Job(run, out.resolve(), device, modules) for run in runs if run.identity() not in done]
     if not jobs:
         return []
     try:
-        executor = submitit.AutoExecutor(folder=out / "jobs", cluster=cluster)
-        executor.update_parameters(name="harness", **parameters)
-    except (NameError, RuntimeError) as error:
-        raise ValueError(f"submit_settings={list(settings)}: {error}") from error
+        executor = submitit.AutoExecutor(
+            folder=out / "jobs", cluster=cluster, slurm_max_num_timeout=_TIMEOUTS
+        )
+    except RuntimeError as error:
+        raise ValueError(f"submit={cluster!r}: {error}") from error
+    try:
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError, RuntimeError, TypeError) as error:
+        raise ValueError(f"submit_settings={list(settings)}: {error!r}") from error
     with executor.batch():
         return [executor.submit(job) for job in jobs]
 
@@ -86,4 +108,7 @@ def _parameter(setting: str) -> tuple[str, Any]:
     name, separator, value = setting.partition("=")
     if not separator or not name:
         raise ValueError(f"submit_settings must be NAME=VALUE each, got {setting!r}")
-    return name, int(value) if value.lstrip("-").isdigit() else value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import resize
 
 from harness.methods.base import Training, change_output_once, normalised, register
 from harness.methods.cutout import squares
+from sage_timm.gradient import Forward
 
 _CUT_SIDE = 0.5  # of the shorter side, as Cutout's
 _PASTE_SIDE = 0.25  # of the shorter side: 8 of 32 pixels, as in the paper's Fig. 3
@@ -29,21 +30,15 @@ class KeepAugment:
     Selective cut sets an unimportant square to the mean colour. Selective paste alters the image by
     RandAugment and pastes an important square of the original back.
 
-    The paper's two short cuts: ``saliency_size`` computes the saliency at a lower resolution; an
-    early head, a linear classifier of the first stage's mean output, is trained along with the
-    network, and its saliency needs that stage alone.
-
-    Raises:
-        ValueError: If there is an early head and the network names no stages, or cannot be run up
-            to the first.
+    ``saliency_size`` computes the saliency at a lower resolution, the paper's first short cut.
 
     Source: Gong et al., CVPR 2021, Sec. 3. It leaves open which squares there are at the border,
     and the network's mode in the saliency pass (here evaluation).
     """
 
-    def __init__(self, paste: bool, early: bool, training: Training) -> None:
+    def __init__(self, paste: bool, training: Training) -> None:
         self.paste, self.training = paste, training
-        self.module = _EarlyHead(training) if early else None
+        self.forward: Forward | None = None
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Alters each image of ``[B, C, H, W]``; labels stay."""
@@ -56,17 +51,7 @@ class KeepAugment:
             altered = torch.where(square, images, self._randaugmented(images))
         else:
             altered = images.masked_fill(square, 0)
-        if self.module is not None:
-            self.module.watch()
         return altered, self.training.soft_targets(targets)
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Computes the loss, plus 0.3 times the early head's where there is one."""
-        loss: Tensor = self.training.loss_fn(logits, targets)
-        if self.module is None:
-            return loss
-        early: Tensor = self.training.loss_fn(self.module.seen(), targets)
-        return loss + _EARLY_WEIGHT * early
 
     def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
         """Computes saliency maps ``[B, H, W]``."""
@@ -76,7 +61,7 @@ class KeepAugment:
             resize(images, [size], antialias=True) if shrinks else images,
             targets,
             loss_fn=_label_logit,
-            forward=None if self.module is None else self.module.early_logits,
+            forward=self.forward,
         )
         maps = gradient.float().abs().amax(dim=1, keepdim=True)
         return F.interpolate(maps, size=images.shape[-2:], mode="bilinear")[:, 0]
@@ -87,6 +72,36 @@ class KeepAugment:
         pixels = (self.training.pixels(images).clamp(0, 1) * 255).round().byte()
         altered = torch.stack([augment(image) for image in pixels])
         return normalised(altered, *self.training.normalisation()).to(images.dtype)
+
+
+class EarlyKeepAugment(KeepAugment):
+    """Takes the saliency of an early head, the paper's second short cut.
+
+    The head is a linear classifier of the first stage's mean output. It is trained along with the
+    network, and its saliency needs that stage alone.
+
+    Raises:
+        ValueError: If the network names no stages, or cannot be run up to the first.
+
+    Source: Gong et al., CVPR 2021, Sec. 3.3.
+    """
+
+    def __init__(self, paste: bool, training: Training) -> None:
+        super().__init__(paste, training)
+        self.module = _EarlyHead(training)
+        self.forward = self.module.early_logits
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Alters each image of ``[B, C, H, W]``; labels stay."""
+        altered, soft_targets = super().__call__(images, targets)
+        self.module.watch()
+        return altered, soft_targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Computes the loss, plus 0.3 times the early head's."""
+        loss: Tensor = self.training.loss_fn(logits, targets)
+        early: Tensor = self.training.loss_fn(self.module.seen(), targets)
+        return loss + _EARLY_WEIGHT * early
 
 
 def square_sums(maps: Tensor, side: int) -> Tensor:
@@ -140,6 +155,11 @@ class _EarlyHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps the first stage's output ``[B, C, H, W]`` to logits."""
+        if features.ndim != 4 or features.shape[1] != self.linear.in_features:
+            raise ValueError(
+                "an early head needs a network whose first stage gives maps "
+                f"[B, {self.linear.in_features}, H, W], got {list(features.shape)}"
+            )
         logits: Tensor = self.linear(features.mean(dim=(2, 3)))
         return logits
 
@@ -168,7 +188,7 @@ class _EarlyHead(nn.Module):
         return output
 
 
-register("keep-cutout", kind="alone")(partial(KeepAugment, False, False))
-register("keep-cutout-early", kind="hidden")(partial(KeepAugment, False, True))
-register("keep-randaugment", kind="alone")(partial(KeepAugment, True, False))
-register("keep-randaugment-early", kind="hidden")(partial(KeepAugment, True, True))
+register("keep-cutout", kind="alone")(partial(KeepAugment, False))
+register("keep-cutout-early", kind="hidden")(partial(EarlyKeepAugment, False))
+register("keep-randaugment", kind="alone")(partial(KeepAugment, True))
+register("keep-randaugment-early", kind="hidden")(partial(EarlyKeepAugment, True))

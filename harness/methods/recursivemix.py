@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.layers import SelectAdaptivePool2d
@@ -50,7 +51,7 @@ class RecursiveMix:
             size = (bottom - top, right - left)
             images[..., top:bottom, left:right] = F.interpolate(before.images, size=size)
             soft_targets = own * soft_targets + (1 - own) * before.targets
-            self._box = _Box(top, bottom, left, right, images.shape[3], 1 - own, before.logits)
+            self._box = _Box(top, bottom, left, right, *images.shape[2:], 1 - own, before.logits)
         self.module.last = _Batch(images, soft_targets, None)
         self.module.watch()
         return images, soft_targets
@@ -63,9 +64,10 @@ class RecursiveMix:
         self.module.last = last._replace(logits=logits.detach().float())
         if box is None or box.logits is None:
             return loss
-        inside = [features.new_tensor([[box.left, box.top, box.right, box.bottom]]).float()]
-        scale = features.shape[3] / box.width
-        pooled = roi_align(features.float(), inside * len(features), 1, scale, aligned=True)
+        down, across = features.shape[2] / box.height, features.shape[3] / box.width
+        corners = [box.left * across, box.top * down, box.right * across, box.bottom * down]
+        inside = [torch.tensor([corners], dtype=torch.float32).to(features.device)] * len(features)
+        pooled = roi_align(features.float(), inside, 1, aligned=True)
         asked = self.module.linear(pooled.flatten(1)).float()
         consistency = SoftTargetCrossEntropy()(asked, box.logits.softmax(dim=1))
         return loss + _CONSISTENCY * box.share * consistency
@@ -78,6 +80,7 @@ class _Box(NamedTuple):
     bottom: int
     left: int
     right: int
+    height: int
     width: int
     share: float
     logits: Tensor | None

@@ -283,4 +283,7 @@ register_dataset("brought", lambda settings, split: Glyphs(split, 40, 8, classes
     (line,) = read_results(tmp_path / "out/results.jsonl")
     assert (line["model"], line["dataset"], line["train_size"]) == ("brought_net", "brought", 40)
     code, _, errors = call("report . --import no_such_module")
-    assert (code, errors) == (2, "harness: No module named 'no_such_module'\n")
+    assert (code, errors) == (
+        2,
+        "harness: import='no_such_module': No module named 'no_such_module'\n",
+    )

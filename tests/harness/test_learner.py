@@ -113,3 +113,17 @@ def test_adamw_decays_weights_and_not_biases():
 def test_an_optimiser_that_cannot_be_had_is_refused(opt, text):
     with pytest.raises(ValueError, match=f"opt='{opt}' {text}"):
         make_optimizer(nn.Linear(3, 2), ScheduleConfig(opt=opt))
+
+
+def test_what_a_method_trains_decays_as_the_network_does():
+    """timm keeps weight decay in its groups, and biases out of it."""
+    model, beside = torch.nn.Linear(3, 2), torch.nn.Linear(4, 2)
+    optimizer = harness.learner.make_optimizer(model, ScheduleConfig(weight_decay=0.3), beside)
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for module in (model, beside):
+        assert decays[id(module.weight)] == 0.3
+        assert decays[id(module.bias)] == 0

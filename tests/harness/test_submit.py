@@ -4,6 +4,7 @@ import psutil
 import pytest
 
 from harness.config import DataConfig, ScheduleConfig
+from harness.methods import METHODS
 from harness.run_config import RunConfig
 from harness.store import read_results
 from harness.submit import Job, submit
@@ -49,6 +50,18 @@ def test_the_debug_executor_trains_what_is_not_done(tmp_path):
     assert submit(sweep, tmp_path, "cpu", "debug") == []
 
 
+def test_a_run_that_fails_leaves_the_others_and_says_why(tmp_path, monkeypatch):
+    def broken(_training):
+        raise RuntimeError("broken method")
+
+    monkeypatch.setitem(METHODS, "broken", broken)
+    first, second = submit(runs(("broken", "none"), (0,)), tmp_path, "cpu", "debug")
+    assert "the run failed, see" in str(first.exception())
+    assert second.exception() is None
+    (failure,) = read_results(tmp_path / "failures.jsonl")
+    assert "broken method" in failure["error"]
+
+
 def test_a_job_that_is_cut_off_is_asked_for_again(tmp_path):
     job = Job(*runs(("none",), (0,)), tmp_path, "cpu")
     delayed = job.checkpoint()
@@ -60,8 +73,19 @@ def test_a_job_that_is_cut_off_is_asked_for_again(tmp_path):
     [
         (["timeout_min"], "submit_settings must be NAME=VALUE each, got 'timeout_min'"),
         (["patience=3"], "submit_settings.*patience"),
+        (["timeout_min=soon"], "submit_settings.*timeout_min"),
     ],
 )
 def test_a_setting_that_submitit_does_not_know_is_refused(tmp_path, settings, text):
     with pytest.raises(ValueError, match=text):
         submit(runs(("none",), (0,)), tmp_path, "cpu", "local", settings)
+
+
+def test_what_would_end_jobs_early_or_hide_gpus_is_refused(tmp_path):
+    (run,) = runs(("none",), (0,))
+    with pytest.raises(ValueError, match="timeout_min=MINUTES"):
+        submit([run], tmp_path, "cpu", "slurm")
+    with pytest.raises(ValueError, match="submit='local' hides GPUs"):
+        submit([run], tmp_path, "cuda", "local")
+    with pytest.raises(ValueError, match="submit='slurm': "):  # there is none here
+        submit([run], tmp_path, "cuda", "slurm", ["timeout_min=60"])
