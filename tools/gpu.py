@@ -6,7 +6,8 @@ Usage:
 
 Makes the steps below, the most important first, and goes on where it was when it is started again:
 what is finished is skipped, and a training goes on from its last epoch. DATA holds cifar10/ and
-imagenette/, folders of images SPLIT/CLASS/; without it nothing is trained.
+imagenette/, folders of images SPLIT/CLASS/; what is not there is not trained on. Trainings share
+the GPU, so the times in their lines are no costs: those are in OUT/steps-*.
 
   tests     tests/sage_timm with the CUDA tests: OUT/tests.xml
   mixing    the mixing alone, as it is, compiled and as a CUDA graph, with the number of kernels and
@@ -21,7 +22,11 @@ took.
 """
 
 import argparse
+import contextlib
 import itertools
+import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -92,10 +97,10 @@ FULL = Size(
     rounds=30,
     network="preactresnet18_cifar",
     batch_size=512,
-    epochs=100,
+    epochs=30,
     train_size=None,
     processes=4,
-    tests=("tests/sage_timm",),
+    tests=("tests/sage_timm", "-n", "8"),
 )
 SMALL = Size(
     device="cpu",
@@ -118,11 +123,13 @@ class Step(NamedTuple):
     call: Callable[..., None]
     arguments: tuple[Any, ...]
     processes: int = 1
+    most: float = math.inf
+    """Seconds after which it is stopped, to leave time for the others."""
 
 
 def steps(size: Size, out: Path, data_dir: Path | None) -> Iterator[Step]:
     """Gives the steps, the most important first."""
-    yield Step("tests", run_tests, (size, out))
+    yield Step("tests", run_tests, (size, out), most=240)
     for batch, side in size.mixed:
         yield Step(f"mixing-{batch}x{side}", time_mixing, (size, out, batch, side))
     whole = OverheadConfig(
@@ -136,7 +143,7 @@ def steps(size: Size, out: Path, data_dir: Path | None) -> Iterator[Step]:
         name: replace(whole, methods=("sage",), mixing=mixing) for name, mixing in CHEAPER.items()
     }
     yield from _steps_of({"": whole} | cheaper, size, out)
-    runs = trainings(size, data_dir) if data_dir is not None else {}
+    runs = trainings(size, data_dir)
     for name, each in runs.items():
         yield Step(name, train_runs, (size.device, each, out / name), size.processes)
         if name == "cifar10" and size.device == "cuda":
@@ -152,12 +159,13 @@ def _steps_of(variants: dict[str, OverheadConfig], size: Size, out: Path) -> Ite
         yield Step(title, time_steps, (asked, out / title))
 
 
-def trainings(size: Size, data_dir: Path) -> dict[str, list[RunConfig]]:
-    """Makes the runs of each comparison."""
+def trainings(size: Size, data_dir: Path | None) -> dict[str, list[RunConfig]]:
+    """Makes the runs of each comparison whose images are there."""
+    if data_dir is None:
+        return {}
     cifar10 = DataConfig(
         "folder",
         str(data_dir / "cifar10"),
-        val_split="test",
         train_size=size.train_size,
         batch_size=size.batch_size,
         on_device=True,
@@ -186,19 +194,23 @@ def trainings(size: Size, data_dir: Path) -> dict[str, list[RunConfig]]:
         batch_size=min(128, size.batch_size),
     )
     large = replace(first, data=pictures, model=size.network if size is SMALL else "resnet50")
-    methods = (*COMPARED, "sage-noise-maps")
+    methods = ("sage", "mixup", "none", "mixup-cutmix", "sage-noise-maps", "cutmix")
     cheaper = [replace(first, method="sage", mixing=CHEAPER[name]) for name in ("half", "half-16")]
-    return {
+    made = {
         "cifar10": [replace(first, method=method) for method in methods] + cheaper,
         "cifar10-paper": [replace(paper, method=method) for method in ("none", "mixup", "sage")],
-        "imagenette": [replace(large, method=method) for method in COMPARED],
+        "imagenette": [replace(large, method=method) for method in methods[:4]],
     }
+    return {name: runs for name, runs in made.items() if Path(str(runs[0].data.data_dir)).is_dir()}
 
 
 def run_tests(size: Size, out: Path) -> None:
     """Runs the tests; their failures are in the file."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *size.tests]
-    subprocess.run([*command, f"--junitxml={out.resolve()}/tests.xml"], cwd=ROOT, check=False)
+    command += [f"--junitxml={out.resolve()}/tests.xml"]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code not in (0, 1):  # 1: some failed, and the file says which
+        raise SystemExit(code)
 
 
 def time_mixing(size: Size, out: Path, batch: int, side: int) -> None:
@@ -220,8 +232,11 @@ def time_mixing(size: Size, out: Path, batch: int, side: int) -> None:
         "compiled": lambda: torch.compile(mix, backend=compiler, fullgraph=True),
         "CUDA graph": lambda: captured(mix),
     }
-    for way, make in made.items():
-        line: dict[str, Any] = {"way": way, "batch": batch, "side": side, **made_with(device)}
+    path, place = out / "mixing.jsonl", {"batch": batch, "side": side}
+    done = {line["way"] for line in read_lines(path)[0] if place.items() <= line.items()}
+    for way in (way for way in made if way not in done):
+        make = made[way]
+        line: dict[str, Any] = {"way": way, **place, **made_with(device)}
         try:
             call = make()
             call()
@@ -230,7 +245,7 @@ def time_mixing(size: Size, out: Path, batch: int, side: int) -> None:
             line |= launches(call, device)
         except Exception as error:  # one way that fails must not keep the others
             line["error"] = str(error).partition("\n")[0]
-        append_result(out / "mixing.jsonl", line)
+        append_result(path, line)
 
 
 def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -273,20 +288,30 @@ def launches(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
     """Counts a call's kernels, and how often the host waits for the device in it."""
     if device.type != "cuda":
         return {}
+    _profiled(call)  # the first one starts the profiler's own machinery
+    kernels, waits = _profiled(call)
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernel")
+    return {"kernels": kernels, "waits": waits - _profiled(lambda: None)[1]}
+
+
+def _profiled(call: Callable[[], Any]) -> tuple[int, int]:
+    """Counts the kernels on the device, and the host's waits, the profiler's own among them."""
     with torch.profiler.profile() as profiler:
         call()
-    names = [event.name for event in profiler.events()]
-    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-    return {
-        "kernels": sum(name in ("cudaLaunchKernel", "cuLaunchKernel") for name in names),
-        "waits": sum(name in waits for name in names) - 1,  # the profiler's own, at its end
-    }
+    events = profiler.events()
+    kernels = sum(
+        event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("Memcpy", "Memset"))
+        for event in events
+    )
+    return kernels, sum(event.name.endswith("Synchronize") for event in events)
 
 
 def time_steps(config: OverheadConfig, out: Path) -> None:
     """Times training steps, if that was not done."""
-    if not (out / "overhead.json").exists():
-        measure_overhead(config, out)
+    if not (out / "overhead.json").exists() and not measure_overhead(config, out).written:
+        raise SystemExit(1)
 
 
 def train_runs(device: str, runs: list[RunConfig], out: Path) -> None:
@@ -299,19 +324,27 @@ def make(step: Step, seconds: float) -> bool:
     """Makes a step within so many seconds; tells whether it ended by itself, without an error."""
     context = get_context("spawn")
     workers = [
-        context.Process(target=step.call, args=step.arguments) for _ in range(step.processes)
+        context.Process(target=_in_a_group, args=(step.call, step.arguments))
+        for _ in range(step.processes)
     ]
     for worker in workers:
         worker.start()
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + min(seconds, step.most)
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
-    for worker in workers:
-        if worker.exitcode is None:
-            worker.terminate()
-            worker.join(10)
-            worker.kill()
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        for worker in workers:
+            if worker.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.pid, sent)
+                worker.join(10)
     return all(worker.exitcode == 0 for worker in workers)
+
+
+def _in_a_group(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Calls a function in a process group of its own, which ends with all that it has started."""
+    os.setsid()
+    call(*arguments)
 
 
 def main() -> None:
@@ -329,17 +362,16 @@ def main() -> None:
     size = SMALL if options.small else FULL
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "steps.jsonl"
-    done = {line["step"] for line in read_lines(log, {})[0] if line.get("ended")}
+    done = {line["step"] for line in read_lines(log)[0] if line.get("ended")}
     asked = [
         step
         for step in steps(size, options.out, options.data_dir)
         if options.only is None or step.name.startswith(tuple(options.only))
     ]
-    if options.data_dir is not None:
-        for name, runs in trainings(size, options.data_dir).items():
-            if name in {step.name for step in asked}:
-                (options.out / name).mkdir(exist_ok=True)
-                note_runs(runs, options.out / name)
+    for name, runs in trainings(size, options.data_dir).items():
+        if name in {step.name for step in asked}:
+            (options.out / name).mkdir(exist_ok=True)
+            note_runs(runs, options.out / name)
     with tqdm(asked, desc="steps") as bar:
         for step in bar:
             left = deadline - time.monotonic()
