@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
 """Matplotlib's."""
 Styles = Mapping[str, dict[str, Any]]
 """Matplotlib's keywords for a line, by label."""
-_LINES = ("-", "--", ":", "-.")
+_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _MARKERS = "osD^vPX<>pdh*"
 _WIDTH = 4.4  # inches: narrow, so that the text can be read on a phone
 _LEGEND_ROW = 0.19  # inches
@@ -91,10 +91,14 @@ def styles(labels: Collection[str]) -> Styles:
     others += sorted(x for x in labels if x not in METHODS and x not in of_sage)
     found, colours, marks = {}, len(OTHERS), len(_MARKERS)
     for i, label in enumerate(others):
-        look = {"color": OTHERS[i % colours], "linestyle": _LINES[i // colours % 4]}
+        look = {"color": OTHERS[i % colours], "linestyle": _LINES[i // colours % len(_LINES)]}
         found[label] = look | {"marker": _MARKERS[i % marks], "linewidth": 1.3, "markersize": 5}
     for i, label in enumerate(of_sage):
-        look = {"color": SAGE, "linestyle": _LINES[i % 4], "marker": _MARKERS[-1 - i % marks]}
+        look = {
+            "color": SAGE,
+            "linestyle": _LINES[i % len(_LINES)],
+            "marker": _MARKERS[-1 - i % marks],
+        }
         found[label] = look | {"linewidth": 2.0, "markersize": 5 if i % marks else 8}
     return found
 

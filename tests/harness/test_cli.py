@@ -91,7 +91,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("--seeds -1", r"seed must be in \[0, 42938\], got -1"),
         ("--seeds", "seeds must name at least one, got none"),
         ("--methods", "methods must name at least one, got none"),
-        ("--methods none cutout", "method must be one of none, .*, got 'cutout'"),
+        ("--methods none nosuchmix", "method must be one of none, .*, got 'nosuchmix'"),
         ("--lr -1", r"lr must be in \(0, inf\), got -1.0"),
         ("--lr nan", r"lr must be in \(0, inf\), got nan"),
         ("--lr inf", r"lr must be in \(0, inf\), got inf"),

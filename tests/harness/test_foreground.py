@@ -254,7 +254,7 @@ def test_the_same_seed_gives_the_same_figures(tmp_path):
             40,
             "manifold mixes no pixels of a batch by weights, so no foreground can be followed",
         ),
-        ({}, ("cutout",), 40, "method must be one of none, .* got 'cutout'"),
+        ({}, ("nosuchmix",), 40, "method must be one of none, .* got 'nosuchmix'"),
         ({}, ("none",), 50, "pairs must be a multiple of 20, at least 40, got 50"),
         ({}, ("none",), 20, "pairs must be a multiple of 20, at least 40, got 20"),
         ({"dataset": "folder"}, ("none",), 40, "dataset must be glyphs, .* got 'folder'"),

@@ -324,7 +324,7 @@ class TestPeakMemory:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"methods": ("none", "cutout")}, "methods must be of none, mixup, .* got 'cutout'"),
+        ({"methods": ("none", "nosuchmix")}, "methods must be of none, mixup, .* got 'nosuchmix'"),
         ({"models": ("no_such_net",)}, r"models must be of timm.list_models\(\), got 'no_such"),
         ({"batch_sizes": (4, 5)}, "batch_sizes must be even, since timm's Mixup mixes .* got 5"),
         ({"image_sizes": (7,)}, "image_sizes must be at least 8, got 7"),

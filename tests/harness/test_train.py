@@ -344,7 +344,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"method": "cutout"}, "method must be one of none, mixup, cutmix, .* got 'cutout'"),
+        ({"method": "nosuchmix"}, "method must be one of none, mixup, cutmix, .* got 'nosuchmix'"),
         ({"schedule": ScheduleConfig(epochs=0)}, r"epochs must be in \(0, 100000\), got 0"),
         ({"data": DataConfig(batch_size=25)}, r"batch_size must be even on each of 1 device\(s\)"),
         (
