@@ -14,7 +14,7 @@ the GPU, so the times in their lines are no costs: those are in OUT/steps-*.
             of waits: OUT/mixing.jsonl
   steps     a training step with each method beside one without: OUT/steps-NAME/overhead.json
   cifar10   accuracy on CIFAR-10, several processes at once: OUT/cifar10/results.jsonl
-  paper     SAGE's recipe on CIFAR-10: OUT/cifar10-paper/results.jsonl
+  paper     SAGE's recipe on CIFAR-10: OUT/paper/results.jsonl
   imagenette  ResNet-50 at 64 pixels: OUT/imagenette/results.jsonl
 
 `python -m harness report OUT/steps-* OUT/cifar10` shows them. OUT/steps.jsonl holds what each step
@@ -198,7 +198,7 @@ def trainings(size: Size, data_dir: Path | None) -> dict[str, list[RunConfig]]:
     cheaper = [replace(first, method="sage", mixing=CHEAPER[name]) for name in ("half", "half-16")]
     made = {
         "cifar10": [replace(first, method=method) for method in methods] + cheaper,
-        "cifar10-paper": [replace(paper, method=method) for method in ("none", "mixup", "sage")],
+        "paper": [replace(paper, method=method) for method in ("none", "mixup", "sage")],
         "imagenette": [replace(large, method=method) for method in methods[:4]],
     }
     return {name: runs for name, runs in made.items() if Path(str(runs[0].data.data_dir)).is_dir()}
