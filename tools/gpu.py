@@ -234,8 +234,9 @@ def time_mixing(size: Size, out: Path, batch: int, side: int) -> None:
     }
     path, place = out / "mixing.jsonl", {"batch": batch, "side": side}
     done = {line["way"] for line in read_lines(path)[0] if place.items() <= line.items()}
-    for way in (way for way in made if way not in done):
-        make = made[way]
+    for way, make in made.items():
+        if way in done:
+            continue
         line: dict[str, Any] = {"way": way, **place, **made_with(device)}
         try:
             call = make()

@@ -149,7 +149,7 @@ METHODS: dict[str, Build] = {}
 """The function or class that makes each method, by the method's name."""
 
 KINDS: dict[str, Kind] = {}
-"""The kind of each method that does not mix images alone."""
+"""What each method works on, by its name."""
 
 REQUIRES: dict[str, str] = {}
 """The module that a method needs and that not everybody has installed."""

@@ -18,20 +18,9 @@ from harness.methods.cutout import squares
 ERRORS = 5  # standard errors that a figure of many draws may be off
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return timm.create_model("preactresnet8_cifar", num_classes=5)
-
-
 def make(name, model=None, **kwargs):
     model = nn.Identity() if model is None else model
     return METHODS[name](Training(MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), 5))
-
-
-@pytest.fixture
-def images(batch):
-    return batch(count=8, height=32, width=32)
 
 
 def smoothed(y, smoothing=0.1):

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,17 +20,6 @@ from harness.methods.guidedmixup import far_partners, spectral_residual
 PROBABILITIES = {"guidedmixup-sr": 0.5, "guidedmixup-ap": 0.8}
 LEVELS = np.array([0.0, 0.11, 0.22, 0.33, 0.44, 0.55, 0.66, 0.77, 0.88, 0.99])
 """The quantiles that R-Mix draws from."""
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return timm.create_model("preactresnet8_cifar", num_classes=5)
-
-
-@pytest.fixture
-def images(batch):
-    return batch(count=8, height=32, width=32)
 
 
 @pytest.fixture

@@ -28,17 +28,6 @@ from harness.train import checkpoint_path, load_model, train
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return timm.create_model("preactresnet8_cifar", num_classes=5)
-
-
-@pytest.fixture
-def images(batch):
-    return batch(count=8, height=32, width=32)
-
-
 def make(name, model, **kwargs):
     return METHODS[name](Training(MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), 5))
 

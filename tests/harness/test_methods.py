@@ -16,19 +16,8 @@ from harness.methods import METHODS, Training, comixup, kind_of, puzzlemix
 from harness.methods.base import MethodConfig
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return timm.create_model("preactresnet8_cifar", num_classes=5)
-
-
 def make(name, model, **kwargs):
     return METHODS[name](Training(MethodConfig(**kwargs), model, SoftTargetCrossEntropy(), 5))
-
-
-@pytest.fixture
-def images(batch):
-    return batch(count=8, height=32, width=32)
 
 
 @pytest.mark.parametrize("name", METHODS)
